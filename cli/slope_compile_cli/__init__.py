@@ -1,0 +1,1 @@
+"""The command line of slope-compile: parse, call the library, print."""

@@ -1,0 +1,135 @@
+"""What the commands print: results on stdout, everything else on stderr; progress bars only on a terminal."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import rich.console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from typing_extensions import Self
+
+STYLES = {"pass": "green", "fail": "bold red", "not checked": "yellow"}
+
+
+def json_requested(arguments: Sequence[str]) -> bool:
+    """Say whether --json is among the arguments, for errors that come before they are parsed."""
+    return "--json" in arguments
+
+
+class Console:
+    """The two streams of one command.
+
+    Args:
+        json: One JSON object goes to stdout and everything for people to stderr.
+    """
+
+    def __init__(self, json: bool = False) -> None:
+        self.json = json
+        # soft_wrap: a path or a sentence is never broken where no terminal asks for it
+        self.err = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        self.out = self.err if json else rich.console.Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print one line for people."""
+        self.out.print(escape(text))
+
+    def result(self, data: Mapping[str, Any]) -> None:
+        """Print the one JSON object, if asked for."""
+        if self.json:
+            sys.stdout.write(jsonlib.dumps(finite(data), indent=1) + "\n")
+
+    def failure(self, problem: str, remedy: str, code: int) -> None:
+        """Print an error as one paragraph, and as JSON if asked for."""
+        self.err.print(f"[bold red]error:[/] {escape(problem)} {escape(remedy)}".rstrip())
+        self.result({"error": {"problem": problem, "remedy": remedy, "exit_code": code}})
+
+    def checks(self, verdict: Mapping[str, Any]) -> None:
+        """Print the verdict table."""
+        table = Table("check", "status", "detail", title=f"verdict: {verdict['verdict']}", title_justify="left")
+        for check in verdict["checks"]:
+            name = f"{check['name']} ({check['target']})" if "target" in check else check["name"]
+            style = STYLES[check["status"]]
+            table.add_row(escape(name), f"[{style}]{check['status']}[/]", escape(check["detail"]))
+        self.out.print(table, soft_wrap=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print a table; None becomes a dash."""
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*(escape("–" if cell is None else str(cell)) for cell in row))
+        self.out.print(table, soft_wrap=False)
+
+
+def finite(value: Any) -> Any:
+    """Return the value with NaN and infinities as null: JSON has neither."""
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value
+
+
+class StageProgress(AbstractContextManager["StageProgress"]):
+    """Draws what the stages tell: a bar per stage on a terminal, a line per stage elsewhere.
+
+    Args:
+        console: Where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.err.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description:<14}"), BarColumn(24), TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+            console=console.err, disable=not self._live,
+        )  # fmt: skip
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Draw one event."""
+        handler = getattr(self, f"_on_{event['kind']}", None)
+        if handler:
+            handler(event)
+
+    def _on_stage_start(self, event: dict[str, Any]) -> None:
+        self._tasks[event["stage"]] = self._bars.add_task(event["stage"], total=None, text="")
+        if not self._live:
+            self._console.err.print(f"{event['stage']}: started ({escape(event['reason'])})")
+
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        # A stage reports under its own short name: 'build' for 'build/a100'.
+        task = next((t for name, t in reversed(self._tasks.items()) if name.startswith(event["stage"])), None)
+        if task is not None:
+            self._bars.update(task, completed=event["done"], total=event["total"], text=escape(event["text"]))
+
+    def _on_stage_end(self, event: dict[str, Any]) -> None:
+        task = self._tasks[event["stage"]]
+        total = self._bars.tasks[task].total or 1
+        self._bars.update(task, total=total, completed=total, text="done")
+        if not self._live:
+            self._console.err.print(f"{event['stage']}: done in {event['wall_s']} s")
+
+    def _on_stage_skipped(self, event: dict[str, Any]) -> None:
+        self._console.err.print(f"{event['stage']}: skipped, {event['reason']}")
+
+    def _on_note(self, event: dict[str, Any]) -> None:
+        self._console.err.print(f"{event['stage']}: {escape(event['text'])}")
+
+    def _on_warning(self, event: dict[str, Any]) -> None:
+        self._console.err.print(f"[yellow]warning:[/] {event['stage']}: {escape(event['text'])}")

@@ -1,0 +1,76 @@
+"""Entry point: the application, its commands, and what an exception becomes.
+
+Exit codes: 0 done · 1 a check failed · 2 usage, recipe, input, environment · 101 a bug of ours · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from slope_compile._version import __version__
+from slope_compile.errors import CheckFailedError, SlopeCompileError
+from slope_compile_cli import build, doctor, export, inspect, recipes, run, train, verify
+from slope_compile_cli.console import Console, json_requested
+
+BUG = 101
+INTERRUPTED = 130
+ISSUES = "the project's issue tracker"
+
+app = typer.Typer(
+    name="slope-compile",
+    help="From a PyTorch model to a verified TensorRT engine with 2:4-sparse, 2- to 4-bit weights.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.command)
+app.command("train")(train.command)
+app.command("export")(export.command)
+app.command("build")(build.command)
+app.command("verify")(verify.command)
+app.command("inspect")(inspect.command)
+app.add_typer(recipes.app, name="recipes")
+app.command("doctor")(doctor.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"slope-compile {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options of the whole program."""
+
+
+def main() -> None:
+    """Run the command line and exit with the code that the outcome deserves."""
+    console = Console(json=json_requested(sys.argv))
+    try:
+        app()
+    except SystemExit as end:  # typer has told people already
+        if end.code == 2:
+            console.result({"error": {"problem": "usage", "remedy": "See --help.", "exit_code": 2}})
+        raise
+    except CheckFailedError as error:
+        console.failure(str(error), "", 1)
+        sys.exit(1)
+    except SlopeCompileError as error:
+        console.failure(error.problem, error.remedy, 2)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.failure("Interrupted.", "The same command goes on from where it stopped.", INTERRUPTED)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)  # the reader (head, less) has seen enough
+    except Exception as error:
+        traceback.print_exc()
+        remedy = f"Please report it on {ISSUES} with the lines above and the output of `slope-compile doctor`."
+        console.failure(f"A bug in slope-compile: {type(error).__name__}: {error}.", remedy, BUG)
+        sys.exit(BUG)

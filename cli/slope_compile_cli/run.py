@@ -1,0 +1,54 @@
+"""`slope-compile run`: all four stages."""
+
+from __future__ import annotations
+
+from slope_compile.artifacts import RunFolder
+from slope_compile.errors import CheckFailedError
+from slope_compile.recipe import load_recipe
+from slope_compile.summary import summarize, verdict_of
+from slope_compile_cli import options
+from slope_compile_cli.console import Console
+
+
+def command(
+    recipe: options.RecipeArgument,
+    out: options.Out = None,
+    settings: options.Set = None,
+    json: options.Json = False,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+) -> None:
+    """Train, export, build and verify; unchanged stages are skipped, an interrupted run goes on."""
+    console, sets = Console(json), settings or []
+    resolved = load_recipe(recipe, sets)
+    folder = out or options.default_out(recipe, sets)
+    outcomes = options.execute(resolved, folder, lambda p: p.stages("verify"), console, force=force, dry_run=dry_run)
+    if dry_run:
+        console.result({"run": str(folder), "outcomes": options.outcomes_json(outcomes)})
+        return
+    run = RunFolder.existing(folder)
+    verdict = verdict_of(run, resolved.build.targets)
+    summary = summarize(run)
+    print_summary(console, summary)
+    console.checks(verdict)
+    console.say(f"report: {folder / 'report.html'}")
+    console.result(
+        {**verdict, **summary, "outcomes": options.outcomes_json(outcomes), "report": str(folder / "report.html")}
+    )
+    if verdict["verdict"] != "pass":
+        failed = [check["name"] for check in verdict["checks"] if check["status"] == "fail"]
+        raise CheckFailedError(f"Failed checks: {', '.join(failed)}.")
+
+
+def print_summary(console: Console, summary: dict[str, object]) -> None:
+    """Print accuracies and sizes."""
+    accuracies, sizes = summary["accuracies"], summary["sizes"]
+    assert isinstance(accuracies, dict) and isinstance(sizes, dict)
+    shown = {name: None if value is None else f"{100 * value:.2f} %" for name, value in accuracies.items()}
+    console.table("accuracy", list(shown), [list(shown.values())])
+    rows = [
+        (name, row["weights"], f"{row['weights_ratio']}x", row["model"], f"{row['model_ratio']}x")
+        for name, row in sizes.items()
+        if row is not None
+    ]
+    console.table("bytes", ["what", "weights", "ratio", "model", "ratio"], rows)

@@ -1,0 +1,35 @@
+"""`slope-compile verify`: does every stage still say the same?"""
+
+from __future__ import annotations
+
+from slope_compile.artifacts import RunFolder
+from slope_compile.errors import CheckFailedError
+from slope_compile.summary import verdict_of
+from slope_compile_cli import options
+from slope_compile_cli.console import Console
+
+
+def command(
+    run: options.RunArgument,
+    target: options.Target = None,
+    settings: options.Set = None,
+    json: options.Json = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Check pattern, codes, parity between the stages and the task metric; exit 1 if a check fails."""
+    console = Console(json)
+    recipe = options.recipe_of(run, settings or [])
+    targets = target or recipe.build.targets
+    # Always run: a check that was asked for is not answered from memory.
+    outcomes = options.execute(
+        recipe, run, lambda _: [f"verify/{t}" for t in targets], console, force=True, dry_run=dry_run
+    )
+    if dry_run:
+        console.result({"run": str(run), "outcomes": options.outcomes_json(outcomes)})
+        return
+    verdict = verdict_of(RunFolder.existing(run), targets)
+    console.checks(verdict)
+    console.result(verdict)
+    if verdict["verdict"] != "pass":
+        failed = [check["name"] for check in verdict["checks"] if check["status"] == "fail"]
+        raise CheckFailedError(f"Failed checks: {', '.join(failed)}.")

@@ -1,0 +1,316 @@
+"""The run folder: what each stage made, from what, and whether it still holds.
+
+An artifact exists only when the manifest says so. A stage works in `STAGE.partial`; `commit` syncs its files, moves the
+folder into place and writes the manifest last. A process killed at any point leaves the old artifact or the new one:
+
+    1. STAGE      -> STAGE.old       (where there was one)
+    2. STAGE.partial -> STAGE
+    3. manifest.json                 (temporary name, fsync, rename)
+    4. STAGE.old removed
+
+`recover` finishes or undoes an interrupted commit by asking which of the two folders the manifest describes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from slope_compile.errors import ArtifactError, StorageError
+
+FORMAT = 1
+MAX_MANIFEST_BYTES = 10_000_000
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """Size in bytes and sha256 of one file."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileDigest:
+        """Measure a file."""
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        return cls(size, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A file that is not what the manifest says; `found` is None where it is missing."""
+
+    path: str
+    expected: FileDigest
+    found: FileDigest | None
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"{self.path} is missing"
+        if self.found.size != self.expected.size:
+            return f"{self.path} has {self.found.size} bytes, the manifest says {self.expected.size}"
+        return f"{self.path} has sha256 {self.found.sha256[:12]}…, the manifest says {self.expected.sha256[:12]}…"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the manifest keeps of one finished stage."""
+
+    key: dict[str, str]  # what the stage depends on: recipe sections, code, inputs, backend; equal key = still fresh
+    outputs: dict[str, FileDigest]  # path inside the run folder -> digest
+    facts: dict[str, Any]  # versions, machine, wall time, peak memory: told, never compared
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest's form."""
+        outputs = {path: {"size": d.size, "sha256": d.sha256} for path, d in sorted(self.outputs.items())}
+        return {"key": self.key, "outputs": outputs, **self.facts}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Record:
+        """Read the manifest's form; raises KeyError, TypeError or ValueError if it is another."""
+        outputs = {str(p): FileDigest(int(d["size"]), str(d["sha256"])) for p, d in raw["outputs"].items()}
+        if any(Path(path).is_absolute() or ".." in Path(path).parts for path in outputs):
+            raise ValueError("an output path leaves the run folder")
+        facts = {name: value for name, value in raw.items() if name not in ("key", "outputs")}
+        return cls({str(k): str(v) for k, v in raw["key"].items()}, outputs, facts)
+
+
+class RunFolder:
+    """One run: its folder, its manifest, its stages (`train`, `export`, `build/TARGET`, `verify/TARGET`).
+
+    Args:
+        path: The folder; made by `locked` if missing.
+
+    Raises:
+        ArtifactError: If the manifest is unreadable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, Record] = self._read_manifest()
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """Open a run folder that must already be one.
+
+        Raises:
+            ArtifactError: If there is no manifest.
+        """
+        if not (path / "manifest.json").is_file():
+            state = "is not a run folder: it has no manifest.json" if path.exists() else "does not exist"
+            raise ArtifactError(f"{path} {state}.", "Name the folder that `slope-compile train` or `run` wrote.")
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and hold it against other processes; a killed process lets go by itself.
+
+        Raises:
+            StorageError: If the folder cannot be made, or another process holds it.
+        """
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"Another slope-compile process is working in {self.path}.", "Wait for it, or use another --out."
+                ) from None
+            self.recover()
+            yield
+
+    def stage_path(self, stage: str) -> Path:
+        """Return the folder of a stage's committed files."""
+        return self.path / stage
+
+    def partial_path(self, stage: str) -> Path:
+        """Return the folder in which a stage works until it is committed."""
+        return self.path / f"{stage}.partial"
+
+    def fresh_partial(self, stage: str) -> Path:
+        """Return the stage's working folder, emptied."""
+        partial = self.partial_path(stage)
+        with storage_errors(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        return partial
+
+    def why_stale(self, stage: str, key: Mapping[str, str]) -> str | None:
+        """Say why a stage must run, or None if what is there still holds.
+
+        Raises:
+            ArtifactError: If an output was truncated or edited since it was committed.
+        """
+        record = self.records.get(stage)
+        if record is None:
+            return "not made yet"
+        changed = sorted(name for name in {*record.key, *key} if record.key.get(name) != key.get(name))
+        if changed:
+            return f"changed: {', '.join(changed)}"
+        mismatches = self.mismatches(stage)
+        if any(m.found is None for m in mismatches):
+            return f"{next(str(m) for m in mismatches if m.found is None)}"
+        if mismatches:
+            raise tampered(self.path, stage, mismatches)
+        return None
+
+    def mismatches(self, stage: str) -> list[Mismatch]:
+        """Compare every output of a stage with the manifest (size first, then sha256)."""
+        found = []
+        for name, expected in sorted(self.records[stage].outputs.items()):
+            path = self.path / name
+            actual = FileDigest.of(path) if path.is_file() else None
+            if actual != expected:
+                found.append(Mismatch(name, expected, actual))
+        return found
+
+    def require(self, stage: str) -> Record:
+        """Return the record of a finished stage whose files still are what the manifest says.
+
+        Raises:
+            ArtifactError: If the stage is not finished, or a file of it is missing, truncated or edited.
+        """
+        record = self.records.get(stage)
+        if record is None:
+            command = stage.partition("/")[0]
+            raise ArtifactError(f"{self.path} has no finished '{stage}'.", f"Run `slope-compile {command}` first.")
+        if mismatches := self.mismatches(stage):
+            raise tampered(self.path, stage, mismatches)
+        return record
+
+    def commit(
+        self, stage: str, key: Mapping[str, str], facts: Mapping[str, Any], logs: tuple[str, ...] = ()
+    ) -> Record:
+        """Make the stage's working folder its artifact.
+
+        Args:
+            stage: Whose `STAGE.partial` is complete.
+            key: What it depends on.
+            facts: Versions, machine, times.
+            logs: File names that are kept but not digested (they hold times).
+        """
+        partial, final = self.partial_path(stage), self.stage_path(stage)
+        old = final.with_name(final.name + ".old")
+        with storage_errors(partial):
+            outputs = {}
+            for file in sorted(p for p in partial.rglob("*") if p.is_file()):
+                sync(file)
+                if file.name not in logs:
+                    outputs[f"{stage}/{file.relative_to(partial).as_posix()}"] = FileDigest.of(file)
+            for folder in [p for p in partial.rglob("*") if p.is_dir()] + [partial]:
+                sync(folder)
+            if final.exists():
+                final.rename(old)
+            partial.rename(final)
+            sync(final.parent)
+            self.records[stage] = Record(dict(key), outputs, dict(facts))
+            self._write_manifest()
+            shutil.rmtree(old, ignore_errors=True)
+        return self.records[stage]
+
+    def recover(self) -> None:
+        """Finish or undo commits that a kill interrupted."""
+        for old in sorted([*self.path.glob("*.old"), *self.path.glob("*/*.old")]):
+            if not old.is_dir():
+                continue
+            stage = old.with_name(old.name.removesuffix(".old")).relative_to(self.path).as_posix()
+            with storage_errors(old):
+                if stage in self.records and not self.mismatches(stage):
+                    shutil.rmtree(old)
+                    continue
+                shutil.rmtree(self.path / stage, ignore_errors=True)
+                old.rename(self.path / stage)
+
+    def _read_manifest(self) -> dict[str, Record]:
+        path = self.path / "manifest.json"
+        if not path.is_file():
+            return {}
+        remedy = "Use another --out, or delete the folder to start over."
+        try:
+            if path.stat().st_size > MAX_MANIFEST_BYTES:
+                raise ValueError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise ValueError(f"format {raw['format']!r}, this version reads {FORMAT}")
+            return {str(stage): Record.from_json(record) for stage, record in raw["stages"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path} is not a manifest of ours: {error}.", remedy) from None
+
+    def _write_manifest(self) -> None:
+        stages = {stage: record.to_json() for stage, record in sorted(self.records.items())}
+        write_atomically(self.path / "manifest.json", json.dumps({"format": FORMAT, "stages": stages}, indent=1) + "\n")
+
+
+def tampered(folder: Path, stage: str, mismatches: list[Mismatch]) -> ArtifactError:
+    """Return the error for files that are not what the manifest says."""
+    what = "; ".join(str(m) for m in mismatches[:3])
+    command = stage.partition("/")[0]
+    return ArtifactError(
+        f"{folder}: {what}. It was truncated or edited after '{stage}' finished.",
+        f"Restore it, or make it anew with `slope-compile {command} … --force`.",
+    )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old contents or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file's or a folder's contents to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a StorageError that names the path and the free space.
+
+    safetensors reports I/O errors as its own exception: those with an operating-system error number are caught too.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(path, error.filename or path, error.strerror or str(error), error.errno) from error
+    except SafetensorError as error:
+        if "os error" not in str(error):
+            raise
+        raise _storage_error(path, path, str(error), errno.ENOSPC if "os error 28" in str(error) else None) from error
+
+
+def _storage_error(path: Path, name: object, reason: str, number: int | None) -> StorageError:
+    folder = path
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "Free some space and run the same command again." if full else "Check the path and its permissions."
+    return StorageError(f"{name}: {reason} ({free / 2**20:.0f} MiB free there).", remedy)

@@ -1,0 +1,89 @@
+"""Which container each weight travels in for one backend, and why. The codes and the scales stay the same in every one.
+
+| weight | TensorRT-RTX | TensorRT |
+|---|---|---|
+| conv, INT4 codes | `int4-storage` (held as INT4, dequantized at run time) | `int8-weight` |
+| GEMM, INT4 codes | `int4-weight` | `int4-weight` in blocks of 64 or 128, else `int8-weight` |
+| any, INT8 codes | `int8-weight` | `int8-weight` |
+| any, 2-bit types | as INT4 codes | as INT4 codes |
+| floats | `float` | `float` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slope_compile.build.backends import Backend
+from slope_compile.compression.codes import group_nonzeros
+from slope_compile.qdq.weights import CodedWeight
+
+GEMM = ("MatMul", "Gemm")
+SPARSE_N, SPARSE_M = 2, 4  # the pattern of NVIDIA's sparse tensor cores
+
+
+@dataclass(frozen=True)
+class Place:
+    """What becomes of one weight.
+
+    Args:
+        container: ONNX's name of the type that the backend gets: `INT4`, `INT8`, `FLOAT`, …
+        placement: `int4-storage`, `int4-weight`, `int8-weight` or `float`.
+        reason: Why.
+    """
+
+    container: str
+    placement: str
+    reason: str
+
+
+def place(weight: CodedWeight, backend: Backend) -> Place:
+    """Return the container of a weight for a backend."""
+    if weight.codes is None:
+        return Place(weight.dtype, "float", f"stored as {weight.dtype}: not compressed")
+    gemm = weight.op in GEMM
+    container, reason = weight.dtype, ""
+    if container in backend.cannot_import:
+        container = "INT4" if container == "INT2" else "INT8"
+        reason = f"{backend.title} cannot import {weight.dtype}; "
+    if container == "INT4" and (refusal := _int4_refusal(weight, backend, gemm)):
+        container, reason = "INT8", reason + f"{refusal}; "
+    if container != "INT4":
+        return Place(container, "int8-weight", f"{reason}{container} codes, dequantized to the activations' type")
+    if gemm:
+        return Place(container, "int4-weight", f"{reason}{backend.title} fuses INT4 weights into the GEMM")
+    return Place(container, "int4-storage", f"{reason}{backend.title} keeps INT4 and dequantizes at run time")
+
+
+def place_all(weights: Sequence[CodedWeight], backend: Backend) -> list[Place]:
+    """Return the container of each weight, in order; INT8 for one that any of several operators needs so."""
+    places = [place(weight, backend) for weight in weights]
+    wide = {w.name: p for w, p in zip(weights, places, strict=True) if p.placement == "int8-weight"}
+    return [wide.get(weight.name, found) for weight, found in zip(weights, places, strict=True)]
+
+
+def _int4_refusal(weight: CodedWeight, backend: Backend, gemm: bool) -> str | None:
+    """Say why a backend cannot hold a weight as INT4, or None if it can."""
+    if weight.stored.size % 2:
+        return "4-bit tensors must have an even number of elements"
+    if not gemm and not backend.conv_int4:
+        return f"{backend.title} has no INT4 convolution"
+    blocks = backend.gemm_int4_blocks
+    if gemm and blocks is not None and weight.block_size not in blocks:
+        sizes = " or ".join(str(size) for size in sorted(blocks))
+        return f"{backend.title} takes INT4 only in blocks of {sizes} along K, and this weight has none"
+    return None
+
+
+def is_sparse(weight: CodedWeight) -> bool:
+    """Return whether a weight fits NVIDIA's sparse tensor cores: at most 2 nonzeros in every 4 input channels.
+
+    Counted, not believed; a weight with 1:4 or 2:8 fits too. One that is all zeros says nothing and does not count.
+    """
+    codes = weight.consumed(weight.stored)
+    shifted = weight.zero_point is not None and bool(np.any(weight.zero_point))
+    if shifted or codes.shape[weight.consumed_axis] % SPARSE_M or not codes.any():
+        return False
+    return bool(np.max(group_nonzeros(codes, SPARSE_M, weight.consumed_axis)) <= SPARSE_N)

@@ -1,0 +1,57 @@
+"""Which container and which scales each coded weight gets in the ONNX file, and why (the table of the design page)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from slope_compile.compression.codes import CodedTensor
+
+BLOCKS = (128, 64)  # TensorRT's INT4 block sizes, the cheaper one first (quantized types, "supported block sizes")
+INT2_OPSET = 25  # DequantizeLinear takes INT2 since then
+GEMM = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a weight is stored.
+
+    Attributes:
+        name: `int4-storage`, `int4-weight`, `int8-weight` or `float`.
+        reason: Why, in a sentence.
+        container: ONNX element type of the codes: INT2, INT4, INT8; FLOAT for a weight that was left alone.
+        block_size: Input channels that share a stored scale; 0 for one scale per output channel.
+    """
+
+    name: str
+    reason: str
+    container: str
+    block_size: int = 0
+
+
+def place(tensor: CodedTensor, op: str, opset: int) -> Placement:
+    """Return the placement of a coded weight.
+
+    Args:
+        tensor: Codes in torch's layout: K, C, R, S or out, in.
+        op: The ONNX operator that multiplies with it.
+        opset: The file's operator set.
+    """
+    shape = tuple(tensor.codes.shape)
+    if tensor.bits > 4:
+        return Placement("int8-weight", f"{tensor.bits}-bit codes need an INT8 container", "INT8")
+    if math.prod(shape) % 2:
+        elements = math.prod(shape)
+        reason = f"{elements} elements, an odd number: TensorRT takes no odd sub-byte tensors, so INT8 holds the codes"
+        return Placement("int8-weight", reason, "INT8")
+    container = "INT2" if tensor.bits == 2 and opset >= INT2_OPSET else "INT4"
+    if op not in GEMM:
+        reason = f"TensorRT has no {container} convolution: {container} in the file, dequantized where it is used"
+        return Placement("int4-storage", reason, container)
+    channels = shape[1]
+    block_size = next((block for block in BLOCKS if channels % block == 0), 0)
+    if not block_size:
+        reason = f"{channels} input channels are a multiple of neither 128 nor 64: one scale per output channel"
+        return Placement("int4-storage", reason, container)
+    reason = f"TensorRT fuses INT4 into the matrix product; the channel's scale is repeated per block of {block_size}"
+    return Placement("int4-weight", reason, container, block_size)

@@ -1,0 +1,56 @@
+"""This machine and the versions on it: for the manifest, for `doctor`, for a bug report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import subprocess
+from typing import Any
+
+from slope_compile._version import __version__
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "accelerate", "torchmetrics", "onnxscript", "scikit-learn", "numpy", "safetensors",
+    "onnx", "onnx-ir", "onnxruntime", "polygraphy", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
+
+
+def version_of(package: str) -> str | None:
+    """Return the installed version of a package, without importing it, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of slope-compile, Python and every package of ours that is installed."""
+    found = {"slope-compile": __version__, "python": platform.python_version()}
+    return found | {name: version for name in PACKAGES if (version := version_of(name))}
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores, memory (bytes) and GPUs of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "memory_bytes": memory, "gpus": gpus()}
+
+
+def gpus() -> list[dict[str, str]]:
+    """Return name, compute capability, memory and driver of each NVIDIA GPU, as nvidia-smi tells them."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    fields = ("name", "compute_cap", "memory.total", "driver_version")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in answer.splitlines() if line]
+
+
+def peak_memory() -> int:
+    """Return the peak resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,218 @@
+"""The stages in order: which must run, why, and running them. What a stage does is its own room's business.
+
+    train ──► export ──► build/TARGET ──► verify/TARGET
+
+A stage is skipped while its key is unchanged: the recipe sections it reads, the code of its rooms, the digests of its
+inputs and, for engines, the backend's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from slope_compile import machine
+from slope_compile.artifacts import RunFolder, storage_errors, write_atomically
+from slope_compile.errors import ArtifactError
+from slope_compile.events import Events
+from slope_compile.recipe import Recipe, load_recipe
+from slope_compile.summary import write_report
+
+TRAIN_SECTIONS = ("model", "data", "compression", "train")
+SECTIONS = {"train": TRAIN_SECTIONS, "export": ("export",), "build": ("build",), "verify": ("verify",)}
+SHARED_ROOMS = ("compression", "codes_file.py")
+ROOMS = {
+    "train": ("train",),
+    "export": ("qdq", "export", "train"),
+    "build": ("qdq", "build"),
+    "verify": ("qdq", "verify", "train"),
+}
+LOGS = ("build.log",)  # kept, but not digested: it holds times
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage."""
+
+    stage: str
+    action: Literal["done", "skipped", "would run"]
+    reason: str
+
+
+class Pipeline:
+    """Runs stages in a run folder.
+
+    Args:
+        recipe: The resolved recipe.
+        folder: Where the artifacts are.
+        events: Who is told.
+        force: Redo a stage even if nothing it depends on has changed.
+
+    Raises:
+        ArtifactError: If the folder holds a run of another recipe, and not `force`.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, events: Events, force: bool = False) -> None:
+        self.recipe, self.folder, self.events, self.force = recipe, folder, events, force
+        if not force:
+            refuse_other_recipe(recipe, folder)
+
+    def stages(self, upto: str, targets: Iterable[str] | None = None) -> list[str]:
+        """Return the names of the stages from the first to `upto` (or `upto` alone for the targets given)."""
+        chosen = list(targets or self.recipe.build.targets)
+        names = ["train", "export", *(f"{kind}/{t}" for t in chosen for kind in ("build", "verify"))]
+        last = {"train": 1, "export": 2}.get(upto, len(names))
+        return names[:last]
+
+    def run(self, stages: Iterable[str]) -> list[Outcome]:
+        """Run the named stages, in order, skipping what is unchanged; then write the report.
+
+        Raises:
+            SlopeCompileError: As the stages do; what was committed before stays.
+        """
+        write_atomically(self.folder.path / "recipe.yaml", self.recipe.to_yaml())
+        outcomes = [self._run_one(stage) for stage in stages]
+        write_report(self.folder)
+        return outcomes
+
+    def plan(self, stages: Iterable[str]) -> list[Outcome]:
+        """Say what `run` would do, and why; nothing is written."""
+        outcomes: list[Outcome] = []
+        stale: set[str] = set()
+        for stage in stages:
+            upstream = [name for name in _upstream(stage) if name in stale]
+            reason = "forced" if self.force else None
+            if reason is None and upstream:
+                reason = f"'{upstream[0]}' will be made anew"
+            reason = reason or self.folder.why_stale(stage, self._key(stage))
+            if reason:
+                stale.add(stage)
+            outcomes.append(Outcome(stage, "would run" if reason else "skipped", reason or "unchanged"))
+        return outcomes
+
+    def _run_one(self, stage: str) -> Outcome:
+        kind, _, target = stage.partition("/")
+        if kind != "verify":  # the verifier reports damaged inputs as a failed check, the others refuse them
+            for upstream in _upstream(stage):
+                self.folder.require(upstream)
+        key = self._key(stage)
+        reason = "forced" if self.force else self.folder.why_stale(stage, key)
+        if reason is None:
+            self.events.emit("stage_skipped", stage=stage, reason="unchanged")
+            return Outcome(stage, "skipped", "unchanged")
+        self.events.emit("stage_start", stage=stage, reason=reason)
+        started = time.monotonic()
+        partial = self.folder.fresh_partial(stage)
+        work: Callable[[Path, str], None] = getattr(self, f"_{kind}")
+        with storage_errors(partial):
+            work(partial, target)
+        facts = {
+            "wall_s": round(time.monotonic() - started, 2),
+            "peak_bytes": machine.peak_memory(),
+            "versions": machine.versions(),
+            "machine": machine.machine(),
+        }
+        self.folder.commit(stage, key, facts, LOGS)
+        if kind == "train":
+            shutil.rmtree(self._state, ignore_errors=True)
+        self.events.emit("stage_end", stage=stage, wall_s=facts["wall_s"])
+        return Outcome(stage, "done", reason)
+
+    def _train(self, partial: Path, _: str) -> None:
+        from slope_compile.train.loop import train
+
+        train(self.recipe, partial, self._state, self.events)
+
+    def _export(self, partial: Path, _: str) -> None:
+        from slope_compile.export.run import export_run
+
+        export_run(self.recipe, self.folder.stage_path("train"), partial, self.events)
+
+    def _build(self, partial: Path, target: str) -> None:
+        from slope_compile.build.engine import build_run
+
+        build_run(self.recipe.build, target, self.folder.stage_path("export"), partial, self.events)
+
+    def _verify(self, partial: Path, target: str) -> None:
+        from slope_compile.verify.run import verify_run
+
+        verify_run(self.recipe, self.folder, target, partial, self.events)
+
+    @property
+    def _state(self) -> Path:
+        return self.folder.path / "train.state"
+
+    def _key(self, stage: str) -> dict[str, str]:
+        kind = stage.partition("/")[0]
+        key = {"recipe": self.recipe.digest(*SECTIONS[kind]), "code": code_digest(*SHARED_ROOMS, *ROOMS[kind])}
+        if kind == "train":
+            from slope_compile.train.sources import source_digests
+
+            key |= source_digests(self.recipe)
+        if kind == "build":
+            from slope_compile.build.backends import backend_version
+
+            key["backend"] = backend_version(self.recipe.build.backend)
+        for upstream in _upstream(stage):
+            record = self.folder.records.get(upstream)
+            digests = {} if record is None else {path: d.sha256 for path, d in record.outputs.items()}
+            key |= {f"input {path}": digest for path, digest in digests.items()}
+        return key
+
+
+def _upstream(stage: str) -> list[str]:
+    kind, _, target = stage.partition("/")
+    return {"train": [], "export": ["train"], "build": ["export"], "verify": ["train", "export", f"build/{target}"]}[
+        kind
+    ]
+
+
+def refuse_other_recipe(recipe: Recipe, folder: RunFolder) -> None:
+    """Raise if the folder's recipe differs in what was trained.
+
+    Raises:
+        ArtifactError: Naming the keys that differ.
+    """
+    path = folder.path / "recipe.yaml"
+    if not path.is_file():
+        return
+    theirs = load_recipe(path).model_dump(mode="json")
+    ours = recipe.model_dump(mode="json")
+    differing = [
+        f"{section}.{key} is {theirs[section][key]!r} there and {ours[section][key]!r} here"
+        for section in TRAIN_SECTIONS
+        for key in ours[section]
+        if ours[section][key] != theirs[section][key]
+    ]
+    if differing:
+        raise ArtifactError(
+            f"{folder.path} belongs to another recipe: {'; '.join(differing[:4])}.",
+            "Use another --out, or --force to train anew in its place.",
+        )
+
+
+@cache
+def code_digest(*rooms: str) -> str:
+    """Return the sha256 over the source files of the named rooms (folders or files of this package)."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for room in rooms:
+        path = package / room
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@contextmanager
+def open_run(path: Path, recipe: Recipe, events: Events, force: bool = False) -> Iterator[Pipeline]:
+    """Make or open a run folder, hold its lock, and give its pipeline."""
+    folder = RunFolder(path)
+    with folder.locked():
+        yield Pipeline(recipe, folder, events, force)

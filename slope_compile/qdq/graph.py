@@ -1,0 +1,127 @@
+"""Who makes a value: names of an ONNX graph, seen through subgraphs and local functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from slope_compile.errors import ArtifactError
+from slope_compile.qdq.tensors import REMEDY
+
+MAX_DEPTH = 64  # subgraphs and function calls inside each other
+MAX_NODES = 2_000_000  # visited in all: nested function calls can multiply a small file
+
+
+class Scope:
+    """The names visible in one graph, or in one call of a local function.
+
+    Args:
+        body: The graph or function.
+        outer: The scope whose names a subgraph sees too; None for the main graph and for function bodies.
+        bound: For a function body, formal input name -> (caller's scope, actual name).
+        attributes: For a function body, the attributes that its nodes may refer to by name.
+    """
+
+    def __init__(
+        self,
+        body: GraphProto | FunctionProto,
+        outer: Scope | None = None,
+        bound: dict[str, tuple[Scope, str]] | None = None,
+        attributes: dict[str, AttributeProto] | None = None,
+    ) -> None:
+        self.nodes = body.node
+        self._outer = outer
+        self._bound = bound or {}
+        self._attributes = attributes or {}
+        self._sources: dict[str, TensorProto | NodeProto] = {}
+        for tensor in body.initializer if isinstance(body, GraphProto) else ():
+            self._define(tensor.name, tensor)
+        for node in body.node:
+            constant = _constant(node) if is_standard(node, "Constant") else None
+            for output in filter(None, node.output):
+                self._define(output, constant or node)
+
+    def _define(self, name: str, source: TensorProto | NodeProto) -> None:
+        if name in self._sources:
+            raise ArtifactError(f"The value '{name}' of the ONNX graph is made twice.", REMEDY)
+        self._sources[name] = source
+
+    def find(self, name: str) -> tuple[Scope, str, TensorProto | NodeProto | None]:
+        """Return where a name is defined, its name there, and what makes it; None for an input of the model."""
+        scope: Scope = self
+        for _ in range(2 * MAX_DEPTH):
+            if name in scope._sources:
+                return scope, name, scope._sources[name]
+            if name in scope._bound:
+                scope, name = scope._bound[name]
+            elif scope._outer is not None:
+                scope = scope._outer
+            else:
+                return scope, name, None
+        raise ArtifactError(f"The value '{name}' of the ONNX graph is nested too deeply.", REMEDY)
+
+    def attribute(self, node: NodeProto, name: str, default: Any) -> Any:
+        """Return an attribute's value; one that refers to a function's attribute is looked up in the call."""
+        for attribute in node.attribute:
+            if attribute.name == name:
+                if not attribute.ref_attr_name:
+                    return helper.get_attribute_value(attribute)
+                target = self._attributes.get(attribute.ref_attr_name)
+                return default if target is None else helper.get_attribute_value(target)
+        return default
+
+    def call(self, function: FunctionProto, node: NodeProto) -> Scope:
+        """Return the scope of a local function's body, called by `node`."""
+        bound = {formal: (self, actual) for formal, actual in zip(function.input, node.input, strict=False) if actual}
+        given = {attribute.name: attribute for attribute in (*function.attribute_proto, *node.attribute)}
+        attributes = {name: self._attributes.get(a.ref_attr_name, a) for name, a in given.items()}
+        return Scope(function, bound=bound, attributes=attributes)
+
+
+def is_standard(node: NodeProto, op: str) -> bool:
+    """Return whether a node is ONNX's own operator `op`, not another domain's of the same name."""
+    return bool(node.op_type == op and node.domain in ("", "ai.onnx"))
+
+
+def scopes(model: onnx.ModelProto) -> Iterator[Scope]:
+    """Yield the main graph's scope, then those of all subgraphs and function calls, outer ones first.
+
+    Raises:
+        ArtifactError: If they nest too deeply (a function that calls itself), or are too many.
+    """
+    functions = {(f.domain, f.name): f for f in model.functions}
+    pending = [(Scope(model.graph), 0)]
+    visited = 0
+    while pending:
+        scope, depth = pending.pop()
+        visited += 1 + len(scope.nodes)
+        if depth > MAX_DEPTH or visited > MAX_NODES:
+            raise ArtifactError("The ONNX graph nests its subgraphs or functions too deeply.", REMEDY)
+        yield scope
+        inner: list[Scope] = []
+        for node in scope.nodes:
+            function = functions.get((node.domain, node.op_type))
+            if function is not None:
+                inner.append(scope.call(function, node))
+            for attribute in node.attribute:
+                graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+                inner.extend(Scope(graph, outer=scope) for graph in graphs)
+        pending.extend((one, depth + 1) for one in reversed(inner))
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    """Return the tensor of a Constant node; None for strings and sparse tensors, which no weight is."""
+    if len(node.attribute) != 1 or len(node.output) != 1:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value" and attribute.HasField("t"):
+        tensor: TensorProto = attribute.t
+        return tensor
+    if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
+        kind = np.float32 if "float" in attribute.name else np.int64
+        return numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), kind), node.output[0])
+    return None

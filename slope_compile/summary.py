@@ -1,0 +1,208 @@
+"""What a run folder holds, in numbers: stages, layers, sizes, accuracies. For `inspect`, `run` and the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from slope_compile.artifacts import RunFolder, write_atomically
+from slope_compile.errors import ArtifactError
+from slope_compile.recipe import load_recipe
+
+FLOAT_BYTES = 4
+STEP_SUFFIX = ".parametrizations.weight.0.step"
+
+
+def summarize(folder: RunFolder) -> dict[str, Any]:
+    """Return stages, per-layer rows, sizes and accuracies of a run; what is not there yet is null.
+
+    Raises:
+        ArtifactError: If a file of the run is not the JSON it should be.
+    """
+    metrics, layers = _json(folder, "train/metrics.json"), _json(folder, "export/layers.json")
+    return {
+        "run": str(folder.path),
+        "stages": {stage: record.to_json() for stage, record in sorted(folder.records.items())},
+        "layers": _layer_rows(folder, metrics, layers),
+        "sizes": _sizes(folder, layers),
+        "accuracies": _accuracies(folder, metrics),
+    }
+
+
+def verdict_of(folder: RunFolder, targets: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the verdict over the verified targets (or those given) in verify.json's form, each check with target."""
+    chosen = list(targets or _targets(folder, "verify"))
+    verdicts = {target: _json(folder, f"verify/{target}/verify.json") for target in chosen}
+    present = {target: verdict for target, verdict in verdicts.items() if verdict}
+    checks = [{**check, "target": target} for target, verdict in present.items() for check in verdict["checks"]]
+    if not present:
+        return {"verdict": "not checked", "checks": []}
+    failed = any(verdict["verdict"] != "pass" for verdict in present.values())
+    return {"verdict": "fail" if failed else "pass", "checks": checks}
+
+
+def build_of(folder: RunFolder, stage: str) -> dict[str, Any]:
+    """Return what the engine of a finished `build/TARGET` holds: its layers.json."""
+    layers: dict[str, Any] = _json(folder, f"{stage}/layers.json")
+    return layers
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write report.html from what the run folder holds, and return its path."""
+    from slope_compile.report.page import RunData, SizeRow, render
+
+    summary = summarize(folder)
+    page = render(
+        RunData(
+            name=folder.path.name,
+            recipe=load_recipe(folder.path / "recipe.yaml").model_dump(mode="json"),
+            metrics=_json(folder, "train/metrics.json"),
+            layers=_json(folder, "export/layers.json"),
+            builds={t: found for t in _targets(folder, "build") if (found := _json(folder, f"build/{t}/layers.json"))},
+            verdicts={
+                t: found for t in _targets(folder, "verify") if (found := _json(folder, f"verify/{t}/verify.json"))
+            },
+            sizes=[SizeRow(*row) for row in _size_rows(folder, summary["sizes"])],
+            accuracies=summary["accuracies"],
+            versions=_versions(folder),
+        )
+    )
+    path = folder.path / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def _targets(folder: RunFolder, kind: str) -> list[str]:
+    return sorted(stage.partition("/")[2] for stage in folder.records if stage.startswith(f"{kind}/"))
+
+
+def _json(folder: RunFolder, name: str) -> Any:
+    """Return the parsed file of a finished stage, None where the stage is not finished."""
+    stage = name.rpartition("/")[0]
+    if stage not in folder.records:
+        return None
+    path = folder.path / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        command = stage.partition("/")[0]
+        raise ArtifactError(
+            f"{path} cannot be read: {error}.", f"Make it anew with `slope-compile {command} … --force`."
+        ) from None
+
+
+def _layer_rows(folder: RunFolder, metrics: Any, layers: Any) -> list[dict[str, Any]]:
+    """Join what the policy planned, training measured, export placed and the engines hold: one row a layer."""
+    if metrics is None:
+        return []
+    placed = {row["name"]: row for row in layers["layers"]} if layers else {}
+    engines = {
+        t: {row["name"]: row for row in _json(folder, f"build/{t}/layers.json")["layers"]}
+        for t in _targets(folder, "build")
+    }
+    rows = []
+    for planned in metrics["plan"]:
+        weight = f"{planned['name']}.weight"
+        export = placed.get(weight, {})
+        rows.append(
+            {
+                **planned,
+                **metrics["layers"].get(planned["name"], {}),
+                "placement": export.get("placement"),
+                "bytes": export.get("bytes"),
+                "engine": {target: found.get(weight, {}).get("engine") for target, found in engines.items()},
+            }
+        )
+    return rows
+
+
+def _sizes(folder: RunFolder, layers: Any) -> dict[str, Any]:
+    """Return bytes and ratios to FP32 of the coded weights and of the whole model.
+
+    `nominal` counts bits × kept positions (n of m), without position metadata or scales; `packed` is a file's size and
+    so is null until a packed file exists; `file` is what the ONNX file takes.
+    """
+    record = folder.records.get("export")
+    if record is None or layers is None:
+        return {}
+    coded = [row for row in layers["layers"] if row["bits"] is not None]
+    fp32_weights = sum(row["bytes"]["fp32"] for row in coded)
+    nominal = sum(_nominal_bytes(row) for row in coded)
+    fp32_model = _fp32_bytes(folder.path / "train/checkpoint.safetensors")
+    rest = fp32_model - fp32_weights
+    file_bytes = sum(d.size for path, d in record.outputs.items() if path.startswith("export/model.onnx"))
+
+    def row(weights: float, model: float) -> dict[str, Any]:
+        return {
+            "weights": weights,
+            "model": model,
+            "weights_ratio": round(fp32_weights / weights, 3) if weights else None,
+            "model_ratio": round(fp32_model / model, 3),
+        }
+
+    return {
+        "fp32": row(fp32_weights, fp32_model),
+        "nominal": row(nominal, nominal + rest),
+        "packed": None,
+        "file": row(sum(r["bytes"]["file"] for r in coded), file_bytes),
+    }
+
+
+def _fp32_bytes(checkpoint: Path) -> int:
+    """Return what the model takes as FP32: every floating-point tensor of the checkpoint but the step sizes."""
+    elements = 0
+    with safe_open(checkpoint, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
+            tensor = file.get_slice(name)
+            if tensor.get_dtype().startswith("F") and not name.endswith(STEP_SUFFIX):
+                elements += math.prod(tensor.get_shape())
+    return elements * FLOAT_BYTES
+
+
+def _nominal_bytes(row: Any) -> float:
+    n, m = (int(part) for part in row["pattern"].split(":")) if row["pattern"] else (1, 1)
+    elements: float = row["bytes"]["fp32"] / FLOAT_BYTES
+    return elements * n / m * row["bits"] / 8
+
+
+def _accuracies(folder: RunFolder, metrics: Any) -> dict[str, float | None]:
+    onnx = None
+    for target in _targets(folder, "verify"):
+        verdict = _json(folder, f"verify/{target}/verify.json")
+        onnx = next((c["figures"].get("onnx") for c in verdict["checks"] if c["name"] == "metric"), onnx)
+    return {
+        "fp32": metrics and metrics["fp32"]["accuracy"],
+        "compressed": metrics and metrics["compressed"]["accuracy"],
+        "onnx": onnx,
+    }
+
+
+def _size_rows(folder: RunFolder, sizes: dict[str, Any]) -> list[tuple[str, str, int]]:
+    rows: list[tuple[str, str, int]] = []
+    if sizes:
+        rows.append(("train", "FP32 model", sizes["fp32"]["model"]))
+        rows.append(("train", "nominal: bits x kept weights", round(sizes["nominal"]["model"])))
+    for stage, file, what in (
+        ("train", "codes.safetensors", "codes, one byte each"),
+        ("export", "model.onnx", "ONNX file"),
+    ):
+        if record := folder.records.get(stage):
+            rows.append(
+                (stage, what, sum(d.size for p, d in record.outputs.items() if p.startswith(f"{stage}/{file}")))
+            )
+    for target in _targets(folder, "build"):
+        outputs = folder.records[f"build/{target}"].outputs
+        rows.append((f"build/{target}", "TensorRT engine", outputs[f"build/{target}/model.engine"].size))
+    return rows
+
+
+def _versions(folder: RunFolder) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for record in folder.records.values():
+        found |= record.facts.get("versions", {})
+    return found

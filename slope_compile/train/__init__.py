@@ -1,0 +1,1 @@
+"""Training: models, data, the loop, checkpoints. Importing this package imports no torch; its modules do."""

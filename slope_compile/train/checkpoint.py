@@ -1,0 +1,170 @@
+"""The state that training resumes from: one per epoch, safetensors + JSON, never pickle.
+
+    STATE/epoch-000003.safetensors    model.NAME and optimizer.NAME.KEY tensors
+    STATE/state.json                  epochs done, metrics so far, recipe digest; the other file's size and sha256
+
+state.json is the commit: tensors are written first (temporary name, fsync, rename), then state.json in the same way,
+then older tensors are removed. A kill at any point leaves a state.json whose tensors are complete, or none at all.
+
+No random-number state is in it: every epoch seeds all generators from (seed, epoch), so the epoch count is that state.
+Masks are not either: they are a function of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn, optim
+
+from slope_compile.artifacts import FileDigest, storage_errors, sync, write_atomically
+from slope_compile.errors import ArtifactError
+from slope_compile.train.weights import read_into
+
+FORMAT = 1
+MAX_DOCUMENT_BYTES = 200_000_000
+START_OVER = "Delete the folder to train from the start."
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What state.json says.
+
+    Args:
+        done: Epochs behind us, over both phases.
+        history: Metrics so far.
+        scaler: State of the loss scaler (fp16 only).
+        tensors: The file with the model and the optimizer.
+    """
+
+    done: int
+    history: dict[str, Any]
+    scaler: dict[str, Any] | None
+    tensors: Path
+
+
+def save_state(
+    folder: Path,
+    recipe: str,
+    done: int,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    history: Mapping[str, Any],
+    scaler: Mapping[str, Any] | None,
+) -> None:
+    """Commit the state after epoch `done`; `recipe` is the digest of what training depends on.
+
+    Raises:
+        StorageError: If the file system refuses; the state before stays intact.
+    """
+    path = folder / f"epoch-{done:06d}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(model, optimizer).items()}
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(portable(tensors), temporary)
+            sync(temporary)
+            digest = FileDigest.of(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        document = {
+            "format": FORMAT,
+            "recipe": recipe,
+            "done": done,
+            "file": path.name,
+            **asdict(digest),
+            "scaler": None if scaler is None else dict(scaler),
+            "history": dict(history),
+        }
+        write_atomically(folder / "state.json", json.dumps(document) + "\n")
+        for old in folder.glob("epoch-*"):
+            if old != path:
+                old.unlink()
+
+
+def find_state(folder: Path, recipe: str) -> SavedState | None:
+    """Return the committed state, its bytes proved against the digest; None if there is none.
+
+    Raises:
+        ArtifactError: If it is damaged, or belongs to another recipe.
+    """
+    document = folder / "state.json"
+    if not document.is_file():
+        return None
+    try:
+        if document.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise ValueError(f"more than {MAX_DOCUMENT_BYTES} bytes")
+        raw = json.loads(document.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']!r}, this version reads {FORMAT}")
+        owner, tensors = str(raw["recipe"]), folder / Path(str(raw["file"])).name
+        expected = FileDigest(int(raw["size"]), str(raw["sha256"]))
+        saved = SavedState(int(raw["done"]), dict(raw["history"]), raw["scaler"], tensors)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{document} is not a training state of ours: {error}.", START_OVER) from None
+    if owner != recipe:
+        raise ArtifactError(
+            f"{folder} holds the training state of another recipe: the run folder belongs to that one.",
+            "Use another --out, or --force to train anew in its place.",
+        )
+    _prove(tensors, expected)
+    return saved
+
+
+def _prove(tensors: Path, expected: FileDigest) -> None:
+    try:
+        found = FileDigest.of(tensors)
+    except OSError as error:
+        raise ArtifactError(f"{tensors} cannot be read: {error.strerror}.", START_OVER) from None
+    if found != expected:
+        raise ArtifactError(
+            f"{tensors} was truncated or edited: {found.size} bytes with sha256 {found.sha256[:12]}…, "
+            f"committed were {expected.size} with {expected.sha256[:12]}….",
+            START_OVER,
+        )
+
+
+def restore(saved: SavedState, model: nn.Module, optimizer: optim.Optimizer | None) -> None:
+    """Copy a state into the model, and into the optimizer if one is given.
+
+    Raises:
+        ArtifactError: If its tensors are not those of this model.
+    """
+    read_into(model.state_dict(), saved.tensors, ArtifactError, START_OVER, prefix="model.")
+    if optimizer is None:
+        return
+    parameters = dict(model.named_parameters())
+    with safe_open(saved.tensors, framework="pt") as file:
+        for key in (key for key in file.keys() if key.startswith("optimizer.")):  # noqa: SIM118
+            name, _, slot = key.removeprefix("optimizer.").rpartition(".")
+            parameter, stored = parameters[name], file.get_tensor(key)
+            # In the parameter's own memory layout, as the optimizer would have made it: fused kernels walk raw memory.
+            alike = stored.shape == parameter.shape
+            value = torch.empty_like(parameter) if alike else torch.empty_like(stored, device=parameter.device)
+            optimizer.state[parameter][slot] = value.detach().copy_(stored)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's state by parameter name: NAME.KEY -> tensor."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}.{key}": value
+        for parameter, slots in optimizer.state.items()
+        for key, value in slots.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors on the host, none sharing memory, in sorted order: equal contents, equal file bytes."""
+    form = torch.contiguous_format
+    return {name: tensors[name].detach().to("cpu", memory_format=form, copy=True) for name in sorted(tensors)}

@@ -1,0 +1,286 @@
+"""The training loop: FP32 first, then compressed fine-tuning, resumable after every epoch.
+
+The result is the model after the last epoch. Choosing the best epoch on the validation split would make the accuracy
+measured on that split too good.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn, optim
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from slope_compile.artifacts import storage_errors
+from slope_compile.codes_file import save_codes
+from slope_compile.compression.api import Report, codes, layer_statistics, masks, penalty
+from slope_compile.errors import TrainingError
+from slope_compile.events import Events
+from slope_compile.recipe import Recipe
+from slope_compile.train.checkpoint import SavedState, find_state, portable, restore, save_state
+from slope_compile.train.data import head_classes, load_data
+from slope_compile.train.engine import deterministic, make_accelerator, over_ranks, seed_epoch, share_buffers
+from slope_compile.train.loader import batch_count, batches, epoch_order
+from slope_compile.train.models import build_model
+from slope_compile.train.optimizer import lr_at, make_optimizer
+from slope_compile.train.tasks import Classification
+from slope_compile.train.trained import CHECKPOINT, CODES, METRICS, compress_by, evaluate
+
+RECIPE_SECTIONS = ("model", "data", "compression", "train")
+MAX_NAMED = 20  # skipped images named one by one
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs with a learning-rate schedule of its own; `first` counts the epochs before it."""
+
+    name: str
+    first: int
+    epochs: int
+    lr: float
+
+    @property
+    def end(self) -> int:
+        """Epochs behind us when it is over."""
+        return self.first + self.epochs
+
+
+def train(recipe: Recipe, out: Path, state: Path, events: Events) -> None:
+    """Train, compress, fine-tune; write the checkpoint, the codes and the metrics.
+
+    Run again with the same recipe and state folder, it goes on after the last finished epoch; on a CPU the result is
+    bit for bit that of an uninterrupted run.
+
+    Args:
+        recipe: What to train.
+        out: An empty folder for checkpoint.safetensors, codes.safetensors, metrics.json.
+        state: Where to keep, and look for, the state to resume from.
+        events: Told of progress (steps over both phases) and of each epoch's metrics.
+
+    Raises:
+        DataError, ModelError, RecipeError: If data, model or compression cannot be had.
+        TrainingError: If the loss is not finite, or memory runs out.
+        ArtifactError: If the state is damaged or of another recipe.
+        StorageError: If the disk refuses; the last committed state stays.
+    """
+    saved = find_state(state, recipe.digest(*RECIPE_SECTIONS))
+    with deterministic():
+        trainer = Trainer(recipe, state, events)
+        try:
+            trainer.run(saved)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise TrainingError(f"Out of GPU memory: {reason}.", "Lower data.batch, and train.lr with it.") from error
+        trainer.write(out)
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        recipe: What to train.
+        state: The folder of the state to resume from.
+        events: Who is told; silent on all ranks but the first.
+    """
+
+    def __init__(self, recipe: Recipe, state: Path, events: Events) -> None:
+        self.recipe, self.state = recipe, state
+        self.accelerator = make_accelerator(recipe.train.precision)
+        self.events = events if self.accelerator.is_main_process else Events()
+        self.data = load_data(recipe.data, recipe.train.seed)
+        self._tell_skipped()
+        classes = head_classes(recipe.model, self.data)
+        self.task = Classification(classes, recipe.train.label_smoothing)
+        seed_epoch(recipe.train.seed, 0, alike=True)
+        self.model = build_model(recipe.model, classes, recipe.data.size)
+        self.model.to(self.accelerator.device)
+        self._refuse_tiny_batches()
+        self.steps = batch_count(len(self.data.train), recipe.data.batch)  # per epoch
+        self.report: Report | None = None
+        self.history: dict[str, Any] = {"fp32": None, "compressed": None, "epochs": []}
+        section = recipe.train
+        self.fp32 = Phase("fp32", 0, section.pretrain_epochs, section.pretrain_lr or section.lr)
+        self.slope = Phase("slope", section.pretrain_epochs, section.epochs, section.lr)
+
+    def run(self, saved: SavedState | None) -> None:
+        """Run what is left after `saved`."""
+        done = saved.done if saved else 0
+        if saved:
+            self.history = saved.history
+            self.events.note("train", f"resuming after epoch {done} of {self.slope.end}")
+        if done < self.fp32.end:
+            self._run_phase(self.fp32, done, saved)
+            saved, done = None, self.fp32.end
+        elif saved and done == self.fp32.end:
+            restore(saved, self.model, None)
+            saved = None
+        if self.history["fp32"] is None:
+            self.history["fp32"] = self._result()
+        self.report = compress_by(self.recipe.compression, self.model)
+        self._run_phase(self.slope, done, saved)
+        self.history["compressed"] = self._result()
+
+    def write(self, out: Path) -> None:
+        """Write the three files of the train stage; equal results give equal bytes."""
+        if not self.accelerator.is_main_process or self.report is None:
+            return
+        last = self.history["epochs"][-1]
+        document = {
+            "fp32": self.history["fp32"],
+            "compressed": self.history["compressed"],
+            "epochs": self.history["epochs"],
+            "plan": [asdict(row) for row in self.report.layers],
+            "layers": last["layers"],
+            "classes": self.data.classes,
+            "data": {"train": len(self.data.train), "validation": len(self.data.validation)},
+        }
+        with storage_errors(out):
+            save_file(portable(self.model.state_dict()), out / CHECKPOINT)
+            save_codes(out / CODES, codes(self.model))
+            (out / METRICS).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def _run_phase(self, phase: Phase, done: int, saved: SavedState | None) -> None:
+        optimizer = make_optimizer(self.model, self.recipe.train)
+        model, prepared = self.accelerator.prepare(self.model, optimizer)
+        if saved:
+            restore(saved, self.model, optimizer)
+            if saved.scaler and self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(saved.scaler)
+        before = self._masks(phase)
+        for epoch in range(done, phase.end):
+            record = self._train_epoch(phase, epoch, model, prepared)
+            share_buffers(self.model)
+            measured = self._evaluate()
+            self._refuse_damage(phase, epoch, record["lr"], measured["loss"])
+            after = self._masks(phase)
+            record |= {"accuracy": measured["accuracy"], "validation_loss": measured["loss"]}
+            record["layers"] = self._layer_records(before, after) if phase is self.slope else {}
+            before = after
+            self.history["epochs"].append(record)
+            self.events.metric("train", **record)
+            self._save(epoch + 1, optimizer)
+        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+
+    def _train_epoch(self, phase: Phase, epoch: int, model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Any]:
+        section, seed = self.recipe.train, self.recipe.train.seed
+        warmup = min(round(section.warmup_epochs * self.steps), phase.epochs * self.steps)
+        seed_epoch(seed, epoch + 1)
+        self.data.train.set_epoch(epoch)
+        order = epoch_order(len(self.data.train), self.recipe.data.batch, seed, epoch)
+        share = [batch[self.accelerator.process_index :: self.accelerator.num_processes] for batch in order]
+        device = self.accelerator.device
+        sums, items, lr = [0.0, 0.0], 0, 0.0
+        model.train()
+        pinned = device.type == "cuda"
+        for index, (images, labels) in enumerate(batches(self.data.train, share, self.recipe.data.workers, pinned)):
+            step = (epoch - phase.first) * self.steps + index
+            lr = lr_at(step, phase.epochs * self.steps, warmup, phase.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            # Convolutions are faster on channels-last images; the weights stay as they are, the mask walks axis 1.
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            loss, term = self._step(phase, model, optimizer, images, labels.to(device, non_blocking=True))
+            if not math.isfinite(loss + term):
+                raise self._diverged(f"the loss is {loss + term} at step {index + 1} of {self.steps}", phase, epoch, lr)
+            sums, items = [sums[0] + loss * len(labels), sums[1] + term * len(labels)], items + len(labels)
+            text = f"{phase.name} {epoch - phase.first + 1}/{phase.epochs} · loss {loss:.3f}"
+            self.events.progress("train", epoch * self.steps + index + 1, self.slope.end * self.steps, text)
+        total, penalized, count = over_ranks(self.accelerator, [*sums, float(items)])
+        number = epoch - phase.first + 1
+        return {"phase": phase.name, "epoch": number, "loss": total / count, "penalty": penalized / count, "lr": lr}
+
+    def _step(
+        self, phase: Phase, model: nn.Module, optimizer: optim.Optimizer, images: Tensor, labels: Tensor
+    ) -> tuple[float, float]:
+        """Take one optimizer step, unless loss or penalty is not finite; return both."""
+        optimizer.zero_grad()
+        # Forward pass and penalty share each compressed weight; the cache ends before the weights change.
+        with parametrize.cached():
+            loss = self.task.loss(model(images), labels)
+            term = penalty(self.model) if phase is self.slope else torch.zeros_like(loss)
+            self.accelerator.backward(loss + term)
+        values = float(loss.detach()), float(term.detach())
+        if math.isfinite(sum(values)):
+            optimizer.step()
+        return values
+
+    def _evaluate(self) -> dict[str, float]:
+        share = (self.accelerator.process_index, self.accelerator.num_processes)
+        section = self.recipe.data
+        return evaluate(self.model, self.data.validation, section.batch, workers=section.workers, share=share)
+
+    def _result(self) -> dict[str, float]:
+        """Return accuracy and loss of the model as it is, in float32 whatever precision it was trained in."""
+        if self.history["epochs"] and self.accelerator.mixed_precision == "no":
+            last = self.history["epochs"][-1]
+            return {"accuracy": last["accuracy"], "loss": last["validation_loss"]}
+        measured = self._evaluate()
+        return {"accuracy": measured["accuracy"], "loss": measured["loss"]}
+
+    def _masks(self, phase: Phase) -> dict[str, Tensor]:
+        return masks(self.model) if phase is self.slope else {}
+
+    def _layer_records(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, dict[str, float | None]]:
+        """Return layer -> statistics; flip_rate is the share of weights that changed between kept and pruned."""
+        records: dict[str, dict[str, float | None]] = {}
+        for name, statistics in layer_statistics(self.model).items():
+            flips = (before[name] ^ after[name]).float().mean() if name in after else None
+            records[name] = {key: _finite(value) for key, value in statistics.items()}
+            records[name]["flip_rate"] = None if flips is None else _finite(flips)
+        return records
+
+    def _save(self, done: int, optimizer: optim.Optimizer) -> None:
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+            digest = self.recipe.digest(*RECIPE_SECTIONS)
+            save_state(self.state, digest, done, self.model, optimizer, self.history, scaler)
+        self.accelerator.wait_for_everyone()
+
+    def _tell_skipped(self) -> None:
+        skipped = self.data.skipped
+        for path, reason in list(skipped.items())[:MAX_NAMED]:
+            self.events.warning("train", f"skipped {path}: {reason}")
+        if skipped:
+            self.events.warning("train", f"{len(skipped)} images that do not decode are left out of {self.data.source}")
+
+    def _refuse_tiny_batches(self) -> None:
+        """Raise where a rank would get no image, or a batch norm a single one to take statistics over."""
+        items, ranks = len(self.data.train), self.accelerator.num_processes
+        least = items // batch_count(items, self.recipe.data.batch) // ranks
+        normed = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        if least < (2 if normed else 1):
+            raise TrainingError(
+                f"data.batch {self.recipe.data.batch} of {items} images leaves {least} image(s) a step for each of "
+                f"{ranks} process(es){', too few for batch norm' if normed else ''}.",
+                "Raise data.batch, or add images.",
+            )
+
+    def _refuse_damage(self, phase: Phase, epoch: int, lr: float, validation_loss: float) -> None:
+        """Keep weights that are not finite out of the saved state: a finite loss may have led to them."""
+        damaged = next((n for n, p in self.model.named_parameters() if not bool(p.isfinite().all())), None)
+        if damaged is not None:
+            raise self._diverged(f"{damaged} is not finite after the last step", phase, epoch, lr)
+        if not math.isfinite(validation_loss):
+            raise self._diverged(f"the validation loss is {validation_loss}", phase, epoch, lr)
+
+    def _diverged(self, what: str, phase: Phase, epoch: int, lr: float) -> TrainingError:
+        kept = f"The state after epoch {epoch} is kept in {self.state}" if epoch else "No epoch had finished before"
+        key = "train.pretrain_lr" if phase is self.fp32 and self.recipe.train.pretrain_lr else "train.lr"
+        return TrainingError(
+            f"Training diverged: {what} in epoch {epoch + 1} of {self.slope.end} ({phase.name}), "
+            f"learning rate {lr:.3g}. {kept}.",
+            f"Lower {key} (now {phase.lr:g}) or lengthen train.warmup_epochs, and train again with --force.",
+        )
+
+
+def _finite(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None  # JSON has no infinity: the SQNR of an exact layer

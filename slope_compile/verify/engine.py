@@ -1,0 +1,169 @@
+"""`parity.engine`: the TensorRT engine gives the outputs of ONNX Runtime, where its GPU and its runtime are here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from safetensors.numpy import load, save
+
+from slope_compile.artifacts import FileDigest
+from slope_compile.build.gpu import find_gpu
+from slope_compile.build.header import check_engine as check_header
+from slope_compile.errors import ArtifactError, BackendError
+from slope_compile.verify.parity import compare
+from slope_compile.verify.runners import Arrays, infer_onnx, output_names
+from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.verdict import Check, NotCheckedError, Once, significant
+
+NAME = "parity.engine"
+MAX_LAYERS_BYTES = 100_000_000
+LAST_WORDS = 300  # characters of what a process that died had printed
+# The worker imports what this process would: same interpreter, same search path, whatever the working directory.
+_WORKER = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.verify.worker import main; main()"
+)
+
+
+@dataclass(frozen=True)
+class EngineUnderTest:
+    """An engine, and whether its bytes may be loaded.
+
+    Args:
+        path: The serialized engine; the build's `layers.json` lies beside it.
+        trusted: Whether the caller found the file's sha256 in its own manifest. An engine is code: loading one that
+            somebody else wrote runs what they wrote.
+    """
+
+    path: Path
+    trusted: bool
+
+
+def check_engine(
+    engine: EngineUnderTest | None,
+    onnx: Path,
+    session: Once[ort.InferenceSession],
+    tolerance: Once[Tolerance],
+    feeds: Callable[[], Sequence[Arrays]],
+) -> Check:
+    """Compare the engine with ONNX Runtime without optimizations, through Polygraphy's TrtRunner.
+
+    Args:
+        engine: What to load, if anything was built.
+        onnx: The file that the engine must have been built from.
+        session: That file in ONNX Runtime, optimizations disabled.
+        tolerance: What TF32 products allow.
+        feeds: Gives the inputs, one mapping a feed; asked only where the engine can run.
+    """
+    if engine is None:
+        raise NotCheckedError("no engine was given")
+    if not engine.path.is_file():
+        return Check(NAME, "fail", f"{engine.path.name} is missing")
+    header = read_header(engine.path.with_name("layers.json"))
+    if header.get("onnx_sha256") != FileDigest.of(onnx).sha256:
+        return Check(NAME, "fail", f"{engine.path.name} was built from another file than this {onnx.name}")
+    _require_runnable(engine, header)
+    inputs = feeds()
+    if not inputs:
+        raise NotCheckedError("no inputs were given")
+    batches = [part for feed in inputs for part in split(feed, _largest_batch(header))]
+    allowed, run = tolerance(), session()
+    outputs = _run_engine(engine.path, header["backend"], batches)
+    in_order = [{name: outputs_of_one[name] for name in output_names(run)} for outputs_of_one in outputs]
+    found = compare(infer_onnx(run, batches, "onnxruntime"), in_order, allowed)
+    figures = {"tolerance": significant(allowed.relative), "derivation": allowed.derivation, **found.figures()}
+    measured = f"the engine's outputs are within {found.relative:.1e} of ONNX Runtime's, allowed {allowed.relative:.1e}"
+    return Check(NAME, "pass" if found.within else "fail", measured, figures)
+
+
+def read_header(layers: Path) -> dict[str, Any]:
+    """Return what `build` wrote down about an engine.
+
+    Raises:
+        ArtifactError: If layers.json is missing, too big, or not the build's.
+    """
+    try:
+        if layers.stat().st_size > MAX_LAYERS_BYTES:
+            raise ValueError(f"it has more than {MAX_LAYERS_BYTES} bytes")
+        return dict(json.loads(layers.read_text(encoding="utf-8"))["header"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{layers.name} beside the engine cannot be read: {error}.", "Build it again.") from None
+
+
+def split(feed: Arrays, largest: int | None) -> list[Arrays]:
+    """Cut a feed into batches that the engine's profile allows; None: any."""
+    count = next(iter(feed.values())).shape[0]
+    step = largest or max(count, 1)
+    return [{name: array[i : i + step] for name, array in feed.items()} for i in range(0, count, step)]
+
+
+def _require_runnable(engine: EngineUnderTest, header: Mapping[str, Any]) -> None:
+    """Raise unless this machine can, and may, run the engine.
+
+    Raises:
+        NotCheckedError: With the reason.
+        ArtifactError: If the header is none of ours.
+    """
+    gpu = find_gpu()
+    built = f"the engine was built for SM {header.get('sm')} ({header.get('target')})"
+    if gpu is None:
+        raise NotCheckedError(f"{built}, and this machine has no NVIDIA GPU")
+    if not engine.trusted:
+        raise NotCheckedError(
+            "the engine was not loaded: its sha256 is not in a manifest of ours, and an engine is code"
+        )
+    try:
+        check_header(header, gpu)
+    except BackendError as error:
+        raise NotCheckedError(error.problem) from None
+
+
+def _largest_batch(header: Mapping[str, Any]) -> int | None:
+    shapes = [profile["max"] for profile in header["profile"].values()]
+    return min((int(shape[0]) for shape in shapes), default=None)
+
+
+def _run_engine(engine: Path, backend: str, batches: Sequence[Arrays]) -> list[Arrays]:
+    """Run the engine in a process of its own, which TensorRT may choose its libraries for, and may crash.
+
+    Raises:
+        NotCheckedError: If this machine lacks what the runtime needs.
+        BackendError: If the engine does not load or run.
+    """
+    inputs = save(
+        {f"{index}.{name}": array.copy() for index, feed in enumerate(batches) for name, array in feed.items()}
+    )
+    request = json.dumps({"engine": str(engine.resolve()), "backend": backend, "feeds": len(batches)})
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKER, json.dumps(sys.path)],
+        input=request.encode() + b"\n" + inputs,
+        capture_output=True,
+        check=False,
+    )
+    head, _, body = done.stdout.partition(b"\n")
+    if done.returncode or not head:
+        last = " ".join(done.stderr.decode(errors="replace").split())[-LAST_WORDS:]
+        raise BackendError(
+            f"The process that ran the engine died (exit code {done.returncode}): {last}", "Build it again."
+        )
+    answer = json.loads(head)
+    if "not_checked" in answer:
+        raise NotCheckedError(answer["not_checked"])
+    if "problem" in answer:
+        raise BackendError(answer["problem"], "Build the engine again.")
+    return unpack(load(body), len(batches))
+
+
+def unpack(tensors: Mapping[str, Any], feeds: int) -> list[Arrays]:
+    """Return the mapping of each feed from tensors named `INDEX.NAME`."""
+    found: list[dict[str, Any]] = [{} for _ in range(feeds)]
+    for key, array in tensors.items():
+        index, _, name = key.partition(".")
+        found[int(index)][name] = array
+    return list(found)

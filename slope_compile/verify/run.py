@@ -1,0 +1,152 @@
+"""Verification of a run folder for one target, and of an ONNX file with a model from Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slope_compile.artifacts import RunFolder
+from slope_compile.errors import ArtifactError
+from slope_compile.events import Events
+from slope_compile.recipe import Recipe
+from slope_compile.verify.digests import Digests
+from slope_compile.verify.engine import EngineUnderTest
+from slope_compile.verify.files import write_verdict
+from slope_compile.verify.metric import Batch, MetricTask
+from slope_compile.verify.model import verify_model
+from slope_compile.verify.verdict import NotCheckedError, Verdict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX_METRICS_BYTES = 100_000_000
+
+
+def verify_run(recipe: Recipe, folder: RunFolder, target: str, out: Path, events: Events) -> Verdict:
+    """Verify what a run exported and built for a target; writes `verify.json` and `junit.xml`.
+
+    Files that are not what the manifest says fail the `digest` check, and are examined all the same.
+
+    Args:
+        recipe: The run's recipe.
+        folder: The run.
+        target: For which target the engine was built.
+        out: Where to write.
+        events: Who is told.
+
+    Raises:
+        ArtifactError: If nothing was trained or exported.
+        StorageError: If the verdict cannot be written.
+    """
+    for stage in ("train", "export"):
+        if stage not in folder.records:
+            raise ArtifactError(f"{folder.path} has no finished '{stage}'.", f"Run `slope-compile {stage}` first.")
+    train, export = folder.stage_path("train"), folder.stage_path("export")
+    digests = _digests(folder, target)
+    verdict = verify_model(
+        export / "model.onnx",
+        codes=train / "codes.safetensors",
+        model=lambda: _trained(recipe, train),
+        golden=export / "golden.safetensors",
+        engine=_engine(folder, target, digests),
+        metric=lambda: _metric(recipe, train / "metrics.json"),
+        digests=digests,
+        events=events,
+    )
+    write_verdict(out, verdict)
+    return verdict
+
+
+def verify(onnx: Path | str, *, model: nn.Module | None = None, golden: Path | str | None = None) -> Verdict:
+    """Verify an ONNX file against the torch model it was exported from.
+
+    Args:
+        onnx: The file.
+        model: The model with its parametrizations; its coded weights must be in the file, bit for bit.
+        golden: Golden inputs and outputs; by default those that export put beside the file (`m.golden.safetensors`).
+            Where there are none, parity runs on random inputs of the file's own input shape.
+
+    Returns:
+        The verdict; checks for which nothing was given are `not checked`.
+    """
+    path = Path(onnx)
+    codes = None
+    if model is not None:
+        from slope_compile.compression.api import codes as codes_of
+
+        codes = codes_of(model)
+    beside = path.with_suffix(".golden.safetensors")
+    kept = Path(golden) if golden is not None else beside if beside.is_file() else None
+    return verify_model(path, codes=codes, model=model, golden=kept)
+
+
+def _digests(folder: RunFolder, target: str) -> Digests:
+    stages = [stage for stage in ("train", "export", f"build/{target}") if stage in folder.records]
+    files = sum(len(folder.records[stage].outputs) for stage in stages)
+    return Digests(files, [mismatch for stage in stages for mismatch in folder.mismatches(stage)])
+
+
+def _engine(folder: RunFolder, target: str, digests: Digests) -> EngineUnderTest | None:
+    stage = f"build/{target}"
+    if stage not in folder.records:
+        return None
+    name = f"{stage}/model.engine"
+    trusted = name in folder.records[stage].outputs and name not in [mismatch.path for mismatch in digests.mismatches]
+    return EngineUnderTest(folder.path / name, trusted)
+
+
+def _trained(recipe: Recipe, train: Path) -> nn.Module:
+    _require_torch()
+    from slope_compile.train.trained import load_trained
+
+    return load_trained(recipe, train)
+
+
+def _metric(recipe: Recipe, metrics: Path) -> MetricTask:
+    _require_torch()
+    from slope_compile.train.data import load_data
+    from slope_compile.train.loader import batches, in_order
+
+    measured = _json(metrics)
+    validation = load_data(recipe.data, recipe.train.seed).validation
+    order = in_order(len(validation), recipe.data.batch)
+
+    def arrays() -> Iterator[Batch]:
+        # No workers: they are forked, and by now ONNX Runtime's threads are running.
+        for images, labels in batches(validation, order, workers=0, pin=False):
+            yield images.numpy(), labels.numpy()
+
+    return MetricTask(
+        batches=arrays,
+        items=len(validation),
+        budget=recipe.verify.metric_drop,
+        fp32=_accuracy(measured, "fp32"),
+        compressed=_accuracy(measured, "compressed"),
+    )
+
+
+def _require_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise NotCheckedError("torch is not installed here (pip install 'slope-compile[train]')")
+
+
+def _accuracy(metrics: Any, which: str) -> float | None:
+    try:
+        value = metrics[which]
+        return None if value is None else float(value["accuracy"])
+    except (KeyError, TypeError, ValueError):
+        raise ArtifactError(
+            f"metrics.json holds no '{which}' accuracy.", "Make it anew with `slope-compile train`."
+        ) from None
+
+
+def _json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_METRICS_BYTES:
+            raise ValueError(f"it has more than {MAX_METRICS_BYTES} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path.name} cannot be read: {error}.", "Make it anew.") from None

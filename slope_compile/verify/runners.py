@@ -1,0 +1,155 @@
+"""Who computes outputs: the trained torch model, ONNX Runtime, and the arrays that they hand to one another.
+
+Polygraphy's own PytRunner moves everything to a GPU and splits a lone output along its batch; so torch has a runner of
+ours. torch is imported only when its runner runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
+from polygraphy.common import TensorMetadata
+from polygraphy.comparator import Comparator
+from polygraphy.datatype import DataType
+from polygraphy.logger import G_LOGGER
+
+from slope_compile.verify.verdict import NotCheckedError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]  # tensor name -> array, batch first
+RANDOM_BATCH = 8  # samples, where nobody gave any
+FATAL = 4  # ONNX Runtime's severity below which it writes to stderr; what it has to say is in its exceptions
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Polygraphy from writing to stdout and stderr: stdout belongs to the command's own answer."""
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+        yield
+
+
+def reference_session(onnx: Path) -> ort.InferenceSession:
+    """Load a model without any graph optimization: what the file says is what is computed."""
+    return _session(onnx, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+
+
+def default_session(onnx: Path) -> ort.InferenceSession:
+    """Load a model with ONNX Runtime's default optimizations, as its users do."""
+    return _session(onnx, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+
+def _session(onnx: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = FATAL
+    return ort.InferenceSession(str(onnx), sess_options=options, providers=["CPUExecutionProvider"])
+
+
+def input_names(session: ort.InferenceSession) -> list[str]:
+    """Return the names of a session's inputs, in the order of the model's arguments."""
+    return [value.name for value in session.get_inputs()]
+
+
+def output_names(session: ort.InferenceSession) -> list[str]:
+    """Return the names of a session's outputs, in the order in which the model returns them."""
+    return [value.name for value in session.get_outputs()]
+
+
+def random_feed(session: ort.InferenceSession) -> Arrays:
+    """Return standard-normal inputs of a session's shapes; a free first axis is the batch.
+
+    Raises:
+        NotCheckedError: If an input is no float32, or has another free axis: nobody knows its length.
+    """
+    random = np.random.default_rng(0)
+    feed = {}
+    for value in session.get_inputs():
+        first, *rest = value.shape or [None]
+        if value.type != "tensor(float)" or not all(isinstance(length, int) for length in rest):
+            what = f"input '{value.name}' is {value.type} {value.shape}"
+            raise NotCheckedError(f"no golden samples were given, and none can be made up: {what}")
+        shape = (first if isinstance(first, int) else RANDOM_BATCH, *rest)
+        feed[value.name] = random.standard_normal(shape, dtype=np.float32)
+    return feed
+
+
+def infer(runner: BaseRunner, feeds: Sequence[Arrays]) -> list[Arrays]:
+    """Run a Polygraphy runner over feeds and return its outputs, one mapping a feed."""
+    with quiet(), np.errstate(all="ignore"):
+        results = Comparator.run([runner], data_loader=[dict(feed) for feed in feeds])
+    (_, iterations) = results[0]
+    return [{name: np.asarray(value) for name, value in iteration.items()} for iteration in iterations]
+
+
+def infer_onnx(session: ort.InferenceSession, feeds: Sequence[Arrays], name: str) -> list[Arrays]:
+    """Run an ONNX Runtime session over feeds."""
+    return infer(OnnxrtRunner(session, name=name), feeds)
+
+
+class TorchRunner(BaseRunner):
+    """Runs a torch model in evaluation mode, on the device where it is, and leaves it as it was.
+
+    Args:
+        model: Takes the inputs by position; returns a tensor, a sequence of tensors or a mapping of them.
+        twin: The same model in ONNX Runtime: its inputs and outputs have the names, types and shapes.
+    """
+
+    def __init__(self, model: nn.Module, twin: ort.InferenceSession) -> None:
+        super().__init__(name="torch")
+        self._model = model
+        self._inputs, self._outputs = twin.get_inputs(), output_names(twin)
+        self._training: list[tuple[nn.Module, bool]] = []
+
+    def activate_impl(self) -> None:
+        """Remember each module's mode and switch to evaluation."""
+        self._training = [(module, module.training) for module in self._model.modules()]
+        self._model.eval()
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        """Return names, types and shapes of the inputs; a torch model declares none itself."""
+        metadata = TensorMetadata()
+        for value in self._inputs:
+            metadata.add(value.name, dtype=DataType.from_dtype(value.type, "onnxruntime"), shape=value.shape)
+        return metadata
+
+    def infer_impl(self, feed_dict: Arrays) -> OrderedDict[str, Array]:
+        """Run the model on one feed; sets `inference_time` (seconds), which the Comparator sums up."""
+        import torch
+        from torch.nn.utils import parametrize
+
+        where = next(iter(self._model.parameters()), torch.empty(0)).device
+        arguments = [torch.as_tensor(np.asarray(feed_dict[value.name])).to(where) for value in self._inputs]
+        start = time.perf_counter()
+        with torch.inference_mode(), parametrize.cached():
+            answer = _in_order(self._model(*arguments))
+        self.inference_time = time.perf_counter() - start
+        if len(answer) != len(self._outputs):
+            raise ValueError(f"the torch model returns {len(answer)} tensors, the ONNX model {len(self._outputs)}")
+        return OrderedDict(zip(self._outputs, (tensor.float().cpu().numpy() for tensor in answer), strict=True))
+
+    def deactivate_impl(self) -> None:
+        """Give each module its mode back."""
+        for module, training in self._training:
+            module.training = training
+
+
+def _in_order(answer: Any) -> list[Tensor]:
+    """Return the tensors of a model's answer, in the order in which torch.onnx names them."""
+    if isinstance(answer, Mapping):
+        answer = tuple(answer.values())
+    if isinstance(answer, list | tuple):
+        return [tensor for part in answer for tensor in _in_order(part)]
+    return [answer]

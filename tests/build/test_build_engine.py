@@ -1,0 +1,259 @@
+"""Real engines, built ahead of time with TensorRT-RTX: no GPU is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import TensorProto, helper
+
+import slope_compile.build.engine as engine_module
+from slope_compile.build.backends import BACKENDS
+from slope_compile.build.engine import batch_profile, build_engine, build_run, run_worker
+from slope_compile.build.worker import Request
+from slope_compile.errors import ArtifactError, BackendError
+from slope_compile.events import Events
+from slope_compile.recipe import BatchRange, BuildSection
+
+BATCH = BatchRange(min=1, opt=2, max=4)
+RTX = BACKENDS["tensorrt-rtx"]
+
+
+def run(model: Path, out: Path, **changed: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"target": "a100", "backend": "tensorrt-rtx", "batch": BATCH, "events": Events()}
+    return build_engine(model, out=out, **(arguments | changed))
+
+
+@pytest.fixture(scope="module")
+def built(net, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    model, out = net(), tmp_path_factory.mktemp("built")
+    return model, out, run(model, out)
+
+
+def test_files(built) -> None:
+    _, out, result = built
+    assert sorted(p.name for p in out.iterdir()) == [
+        "build.log",
+        "layers.json",
+        "model.engine",
+    ]  # RTX has no timing cache
+    assert json.loads((out / "layers.json").read_text()) == result
+
+
+def test_header(built) -> None:
+    model, out, result = built
+    engine = (out / "model.engine").read_bytes()
+    header = dict(result["header"])
+    assert header.pop("version").startswith("1.")
+    assert header == {
+        "backend": "tensorrt-rtx",
+        "target": "a100",
+        "sm": "8.0",
+        "profile": {"x": {"min": [1, 4, 6, 6], "opt": [2, 4, 6, 6], "max": [4, 4, 6, 6]}},
+        "onnx_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "engine_sha256": hashlib.sha256(engine).hexdigest(),
+        "engine_bytes": len(engine),
+        "sparse_weights": True,  # the convolution's codes are 2:4
+    }
+
+
+def test_rows_say_what_the_engine_holds(built) -> None:
+    conv, gemm, head = built[2]["layers"]
+    assert (conv["name"], conv["placement"], conv["pattern"], conv["bits"]) == ("c.weight", "int4-storage", "2:4", 4)
+    assert (conv["engine"]["dtype"], conv["engine"]["bytes"], conv["engine"]["held"]) == (
+        "Int4",
+        128 * 4 * 9 // 2,
+        True,
+    )
+    assert conv["engine"]["note"] is None
+    assert conv["engine"]["layer_type"] == "kgen"
+    assert conv["engine"]["computed_by"] != conv["engine"]["layer"]  # dequantized apart, multiplied elsewhere
+    assert conv["engine"]["sparse_kernel"] is None
+    assert (gemm["name"], gemm["placement"], gemm["pattern"]) == ("f.weight", "int4-weight", None)
+    assert (gemm["engine"]["dtype"], gemm["engine"]["bytes"], gemm["engine"]["held"]) == ("Int4", 512, True)
+    assert (head["name"], head["placement"], head["bits"]) == ("h.weight", "float", None)
+    assert (head["engine"]["dtype"], head["engine"]["held"]) == ("Float", True)
+    assert head["engine"]["bytes"] >= 96  # padded: 3 is no size for a GEMM kernel
+
+
+def test_summary(built) -> None:
+    assert built[2]["summary"] == {
+        "coded": 2,
+        "held": 2,
+        "not_held": [],
+        "types": {"Float": 1, "Int4": 2},
+        "weight_bytes": 2304 + 512 + built[2]["layers"][2]["engine"]["bytes"],
+        "sparse": {
+            "eligible": None,
+            "chosen": None,
+            "source": "not checked: TensorRT-RTX chooses kernels at run time",
+        },
+    }
+
+
+def test_log_is_verbose_and_nothing_is_printed(net, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(net(), tmp_path)
+    assert capfd.readouterr() == ("", "")
+    log = (tmp_path / "build.log").read_text()
+    assert "VERBOSE: Layers:" in log
+    assert "SPARSE_WEIGHTS" in log
+    assert "STRONGLY_TYPED" in log
+
+
+def test_two_processes_make_the_same_bytes(built, tmp_path: Path) -> None:
+    model, out, _ = built
+    elsewhere = tmp_path / "other" / "name.onnx"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(model.read_bytes())
+    run(elsewhere, tmp_path)
+    for name in ("model.engine", "layers.json"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_export_rows_are_kept(net, tmp_path: Path) -> None:
+    model, export, out = net(), tmp_path / "export", tmp_path / "out"
+    export.mkdir()
+    out.mkdir()
+    model.replace(export / "model.onnx")
+    rows = [
+        {"name": "h.weight", "reason": "left alone by the policy", "placement": "float", "bits": None, "op": "Gemm"},
+        {"name": "c.weight", "reason": "exported", "placement": "int8-weight", "bits": 3, "pattern": "2:4", "own": [1]},
+        {"name": "gone.weight", "reason": "r", "placement": "float", "bits": None},
+    ]
+    (export / "layers.json").write_text(json.dumps({"layers": rows}))
+    build_run(BuildSection(batch=BATCH, backend="tensorrt-rtx"), "rtx-ada", export, out, Events())
+    result = json.loads((out / "layers.json").read_text())
+    assert result["header"]["sm"] == "8.9"
+    head, conv, gone, gemm = result["layers"]
+    assert head["reason"] == "left alone by the policy"
+    assert (conv["bits"], conv["own"], conv["placement"]) == (3, [1], "int4-storage")
+    assert "keeps INT4" in conv["reason"]
+    assert (gone["engine"]["held"], gone["engine"]["note"]) == (False, "the ONNX file has no such weight")
+    assert gemm["name"] == "f.weight"
+
+
+@pytest.mark.parametrize("text", ["{", '{"layers": [{}]}', '{"layers": 3}', "[]"])
+def test_damaged_export(tmp_path: Path, text: str) -> None:
+    (tmp_path / "layers.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"layers\.json"):
+        build_run(BuildSection(), "a100", tmp_path, tmp_path, Events())
+
+
+def test_2_bit_codes_are_built_as_int4(net, tmp_path: Path) -> None:
+    result = run(net("INT2"), tmp_path)
+    conv = result["layers"][0]
+    assert conv["bits"] == 2
+    assert "cannot import INT2" in conv["reason"]
+    assert (conv["engine"]["dtype"], conv["engine"]["held"]) == ("Int4", True)
+    assert not list(tmp_path.glob("placed*"))
+
+
+def test_fixed_batch_needs_no_profile(net, tmp_path: Path) -> None:
+    assert run(net(shape=(3, 4, 6, 6)), tmp_path)["header"]["profile"] == {}
+
+
+def test_refused_node_is_named(tmp_path: Path) -> None:
+    info = [helper.make_tensor_value_info(n, t, None if n == "y" else ["b", 4]) for n, t in (("x", 1), ("y", 7))]
+    graph = helper.make_graph([helper.make_node("NonZero", ["x"], ["y"], name="nz")], "g", info[:1], info[1:])
+    model = tmp_path / "m.onnx"
+    model.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+    )
+    with pytest.raises(BackendError, match=r"node 'nz' \(NonZero\).*NonZero plugin") as caught:
+        run(model, tmp_path)
+    assert "cudaError" not in str(caught.value)
+    assert not (tmp_path / "model.engine").exists()
+
+
+def test_failing_build_tells_the_builder_s_reason(net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile that the graph cannot have passes the parser and fails the builder."""
+    model = net(shape=(3, 4, 6, 6))
+    monkeypatch.setattr(engine_module, "batch_profile", lambda graph, batch: {"x": ([1, 4, 6, 6],) * 3})
+    with pytest.raises(
+        BackendError, match=r"could not build the engine: .*static dimensions that don't match"
+    ) as caught:
+        run(model, tmp_path)
+    assert "/_src/" not in str(caught.value)
+
+
+def test_a_builder_that_dies_fails_the_build_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_WORKER", "import os, sys; sys.stderr.write('so far\\n'); os.abort()")
+    with pytest.raises(BackendError, match=r"died \(SIGABRT\).*so far"):
+        run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path / "log")
+
+
+def test_a_bug_in_the_worker_is_no_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_WORKER", "raise ValueError('ours')")
+    with pytest.raises(RuntimeError, match="ValueError: ours"):
+        run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path / "log")
+
+
+def test_unknown_target_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="Did you mean 'a100'"):
+        run(tmp_path / "missing.onnx", tmp_path, target="a10")
+
+
+def test_building_needs_no_torch(net, tmp_path: Path) -> None:
+    """In a process where importing torch fails, and so in the builder that it starts."""
+    (tmp_path / "block" / "torch").mkdir(parents=True)
+    (tmp_path / "block" / "torch" / "__init__.py").write_text("raise ImportError('torch is blocked')")
+    code = (
+        "import sys; from pathlib import Path; from slope_compile.build.engine import build_engine\n"
+        "from slope_compile.events import Events; from slope_compile.recipe import BatchRange\n"
+        "build_engine(Path(sys.argv[1]), 'a100', 'tensorrt-rtx', BatchRange(), Path(sys.argv[2]), Events())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "block"), *sys.path])}
+    command = [sys.executable, "-c", code, str(net()), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "model.engine").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("version", "flag"), [("10.3.0", True), ("11.4.0", False)])
+def test_tensorrt_s_own_path(net, tmp_path: Path, version: str, flag: bool) -> None:
+    """TensorRT-RTX stands in for TensorRT, under its name and version: same calls, other arguments, a timing cache."""
+    code = f"""
+import sys, tensorrt_rtx
+sys.modules["tensorrt"] = tensorrt_rtx
+tensorrt_rtx.__version__ = {version!r}
+from slope_compile.build import worker
+from slope_compile.build.backends import BACKENDS
+from polygraphy.backend.trt import loader
+asked = {{}}
+create = loader.CreateNetwork.__init__
+loader.CreateNetwork.__init__ = lambda self, **arguments: (asked.update(arguments), create(self, **arguments))[1]
+request = worker.Request("tensorrt", sys.argv[1], (8, 0), {{"x": ([1, 4, 6, 6], [2, 4, 6, 6], [4, 4, 6, 6])}}, True)
+engine, cache, version = worker._build(request, BACKENDS["tensorrt"])
+assert engine and cache and version == {version!r}
+assert asked == {{"strongly_typed": {flag}}}, asked
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(net("INT8"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "SPARSE_WEIGHTS" in done.stdout + done.stderr
+    assert "TF32" in done.stdout + done.stderr
+
+
+def graph_with(**inputs: Any) -> Any:
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+    weights = [helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])]
+    return helper.make_graph([], "g", infos, infos[:1], weights)
+
+
+def test_profile() -> None:
+    graph = graph_with(x=["n", 3, 8], ids=[None], fixed=[2, 5], scalar=[], w=[1])
+    assert batch_profile(graph, BATCH) == {"x": ([1, 3, 8], [2, 3, 8], [4, 3, 8]), "ids": ([1], [2], [4])}
+
+
+def test_profile_refuses_other_dynamic_axes() -> None:
+    with pytest.raises(BackendError, match=r"Axis 2 \('width'\) of the input 'x' is dynamic"):
+        batch_profile(graph_with(x=["n", 3, "width"]), BATCH)
+    with pytest.raises(BackendError, match="input 'x' of the model has no shape"):
+        batch_profile(graph_with(x=None), BATCH)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx import TensorProto, helper
+
+from slope_compile.build.holding import Wanted, find_held, node_names
+from slope_compile.build.layers import Constant, EngineLayer, parse_layers
+
+DATA = Path(__file__).parent / "data"
+
+
+def layer(name: str, constants: list[Constant], onnx: tuple[str, ...], inputs: tuple[str, ...] = ()) -> EngineLayer:
+    return EngineLayer(name, "kgen", tuple(constants), inputs, (f"{name}.out",), None, onnx)
+
+
+def test_real_rtx_log() -> None:
+    layers = parse_layers((DATA / "rtx.txt").read_text())
+    wanted = [
+        Wanted("conv1.weight.codes", (64, 3, 3, 3), "INT8", ("conv1.weight.dq", "node_Conv_291")),
+        Wanted("layer1.0.conv1.weight.codes", (64, 64, 3, 3), "INT4", ("layer1.0.conv1.weight.dq", "node_Conv_292")),
+        Wanted("fc.weight.codes", (10, 512), "INT8", ("fc.weight.dq", "node_linear")),
+    ]
+    first, second, third = find_held(wanted, layers)
+    assert all(held.declared and held.note is None for held in (first, second, third))
+    assert first.constant == Constant("__mye2841_dconst_myl0", (64, 3, 3, 3), "Int8")
+    assert second.layer is not None and second.layer.name == "__myl_CastMulCast_myl0_9"
+    assert second.compute is not None and second.compute.name == "__myl_CorrMulAddRelu_myl0_10"
+    assert third.layer is third.compute  # dequantized inside the GEMM
+
+
+def test_tensorrt_holds_half_where_int4_was_declared() -> None:
+    layers = parse_layers((DATA / "trt10.txt").read_text())
+    wanted = [
+        Wanted("body.conv.weight.codes", (128, 64, 3, 3), "INT8", ("body.conv.weight.dq", "body.conv")),
+        Wanted("head.weight.codes", (10, 128), "INT4", ("head.weight.dq", "head.fc")),
+    ]
+    conv, head = find_held(wanted, layers)
+    assert conv.declared
+    assert not head.declared
+    assert head.note == "declared INT4, engine holds Half"
+    assert head.constant is not None and head.constant.bytes == 2560
+
+
+def test_no_constant_is_given_twice() -> None:
+    """Two weights of one size, fused into one layer: each gets its own constant, the named one first."""
+    both = layer(
+        "k", [Constant("x_dconst", (4, 8), "Int4"), Constant("b.codes_constantInt4", (4, 8), "Int4")], ("a.dq", "b.dq")
+    )
+    a, b = find_held(
+        [Wanted("a.codes", (8, 4), "INT4", ("a.dq", "a")), Wanted("b.codes", (8, 4), "INT4", ("b.dq", "b"))], [both]
+    )
+    assert a.constant is not None and a.constant.name == "x_dconst"
+    assert b.constant is not None and b.constant.name == "b.codes_constantInt4"
+
+
+def test_a_name_that_begins_alike_is_another_weight() -> None:
+    other = layer("k", [Constant("a.codes2_constantInt4", (4,), "Int4")], ("other",))
+    (held,) = find_held([Wanted("a.codes", (4,), "INT4", ("a.dq", "a"))], [other])
+    assert held.constant is None
+
+
+def test_the_declared_type_goes_first() -> None:
+    """A float bias as long as the codes must not be taken for them."""
+    one = layer("k", [Constant("bias_const", (8,), "Float"), Constant("w_dconst", (8,), "Int8")], ("w.dq", "op"))
+    (held,) = find_held([Wanted("w.codes", (8,), "INT8", ("w.dq", "op"))], [one])
+    assert held.constant is not None and held.constant.name == "w_dconst"
+    assert held.declared
+
+
+def test_padding() -> None:
+    """Seen: the (3, 8) weight of a float Gemm is held as (8, 4)."""
+    one = layer("k", [Constant("alpha_const", (1,), "Float"), Constant("w_dconst", (8, 4), "Float")], ("op",))
+    (held,) = find_held([Wanted("w", (3, 8), "FLOAT", ("op",))], [one])
+    assert held.constant is not None and held.constant.name == "w_dconst"
+    assert held.declared
+    assert held.note == "padded from 24 elements to 32"
+    for shape in ((2, 8), (8, 40), (1, 8, 4), (32,)):
+        other = layer("k", [Constant("w_dconst", shape, "Float")], ("op",))
+        (held,) = find_held([Wanted("w", (3, 8), "FLOAT", ("op",))], [other])
+        assert held.constant is None, shape
+
+
+def test_nothing_found() -> None:
+    (held,) = find_held([Wanted("w.codes", (8,), "INT4", ("w.dq", "op"))], [layer("k", [], ("op",))])
+    assert (held.layer, held.constant, held.declared) == (None, None, False)
+    assert held.compute is not None and held.compute.name == "k"
+    assert held.note == "declared INT4; the engine's layer list shows no constant of 8 elements for it"
+
+
+def test_compute_is_the_layer_that_reads_the_dequantized_weight() -> None:
+    holder = layer("h", [Constant("w.codes_c", (8,), "Int4")], ("w.dq",))
+    layers = [holder, layer("reformat", [], ("op",)), layer("conv", [], ("op",), ("x", "h.out"))]
+    (held,) = find_held([Wanted("w.codes", (8,), "INT4", ("w.dq", "op"))], layers)
+    assert held.compute is not None and held.compute.name == "conv"
+
+
+def test_node_names() -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w.codes", "s"], ["w"], name="w.dq"),
+        helper.make_node("Relu", ["x"], ["r"], name="elsewhere"),
+        helper.make_node("Transpose", ["w"], ["wt"]),
+        helper.make_node("MatMul", ["r", "wt"], ["y"], name="mm"),
+        helper.make_node("Add", ["y", "y"], ["z"], name="add"),
+    ]
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph(nodes, "g", [info], [info])
+    assert node_names(graph, "w.codes") == ("w.dq", "node_of_wt", "mm")
+    assert node_names(graph, "nothing") == ()

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slope_compile.build.backends import BACKENDS
+from slope_compile.build.worker import Request, clean_reason, parse_error
+
+RTX = BACKENDS["tensorrt-rtx"]
+
+
+def error(desc: str, node: str = "", op: str = "") -> Any:
+    return SimpleNamespace(desc=lambda: desc, node_name=lambda: node, node_operator=lambda: op)
+
+
+def test_reason_without_the_cuda_tail() -> None:
+    """As TensorRT-RTX 1.7.1 says it on a machine without a GPU."""
+    text = (
+        "Invalid Node - c.weight.dq\n"
+        "ITensor::getDimensions: Error Code 4: API Usage Error (The blocking dimension must be the last or second to last "
+        "dimension In validateQuantizationHelper at /_src/optimizer/api/layers/layersImpl.cpp:444)\n"
+        "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
+        "/_src/common/dispatch/checkMacros.cpp:250 (cudaError 35: CUDA driver version is insufficient for CUDA runtime version))"
+    )
+    assert clean_reason(text) == (
+        "ITensor::getDimensions: Error Code 4: API Usage Error (The blocking dimension must be the last or second to last "
+        "dimension)."
+    )
+
+
+def test_reason_keeps_a_sentence() -> None:
+    assert clean_reason("Non-zero zero point is not supported. ") == "Non-zero zero point is not supported."
+    assert clean_reason("[checkMacros.cpp::catchCudaError::250] (cudaError 35: x)") == ""
+
+
+def test_parse_error_names_node_operator_and_reason() -> None:
+    found = parse_error(RTX, [error("no plugin", "nz", "NonZero"), error("more", "b", "B")])
+    assert (
+        found.problem == "TensorRT-RTX cannot parse node 'nz' (NonZero) of the model: no plugin. (1 more in build.log)"
+    )
+
+
+def test_parse_error_of_an_initializer() -> None:
+    found = parse_error(RTX, [error("Failed to import initializer: c.weight.codes")])
+    assert "an initializer of the model: Failed to import initializer: c.weight.codes." in found.problem
+
+
+def test_parse_error_without_errors() -> None:
+    assert "does not say why" in parse_error(RTX, []).problem
+
+
+@pytest.mark.parametrize("profile", [{}, {"x": ([1, 3], [2, 3], [4, 3])}])
+def test_request_survives_the_pipe(profile: dict[str, Any]) -> None:
+    request = Request("tensorrt-rtx", "/m.onnx", (8, 0), profile, True)
+    assert Request(**json.loads(request.to_json())).to_json() == request.to_json()

@@ -1,0 +1,153 @@
+"""A whole run, small and made up, of the shapes that the stages write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from slope_compile.report.page import RunData, SizeRow
+
+# (name, shape, bits, pattern): the shapes of a ResNet-18 with a small stem.
+LAYERS: list[tuple[str, tuple[int, ...], int, str | None]] = [
+    ("conv1", (64, 3, 3, 3), 8, None),
+    *((f"layer1.{b}.conv{c}", (64, 64, 3, 3), 4, "2:4") for b in (0, 1) for c in (1, 2)),
+    ("layer2.0.conv1", (128, 64, 3, 3), 4, "2:4"),
+    ("layer2.0.conv2", (128, 128, 3, 3), 4, "2:4"),
+    ("layer2.0.downsample.0", (128, 64, 1, 1), 4, "2:4"),
+    ("layer3.0.conv1", (256, 128, 3, 3), 4, "2:4"),
+    ("layer4.0.conv1", (512, 256, 3, 3), 4, "2:4"),
+    ("fc", (10, 512), 8, None),
+]
+VERDICT = {
+    "verdict": "pass",
+    "checks": [
+        {"name": "digest", "status": "pass", "detail": "4 files are what the manifest says", "figures": {"files": 4}},
+        {"name": "codes", "status": "pass", "detail": "11 tensors, bit-equal", "figures": {"tensors": 11}},
+        {
+            "name": "parity.onnx",
+            "status": "pass",
+            "detail": "largest difference 3.1e-06",
+            "figures": {"largest": 3.1e-06, "allowed": 1e-4, "worst": "nan"},
+        },
+        {"name": "parity.engine", "status": "not checked", "detail": "there is no GPU here", "figures": {}},
+        {"name": "metric", "status": "pass", "detail": "97.22 % against 97.50 %", "figures": {"onnx": 0.9722}},
+    ],
+}
+
+
+def statistics(index: int, epoch: int, dense: bool) -> dict[str, float]:
+    if dense:
+        return {"cosine": 0.99996, "sqnr_db": 41.5, "density": 0.98, "flip_rate": 0.0, "step": 0.0041}
+    return {
+        "cosine": 0.90 + 0.012 * epoch + 0.004 * math.sin(2.0 * index),
+        "sqnr_db": 8.0 + epoch + 0.1 * index,
+        "density": 0.47 - 0.002 * index,
+        "flip_rate": 0.05 / (epoch + 1) + 0.001 * index,
+        "step": 0.02 + 0.001 * index + 0.0007 * math.cos(epoch + index),
+    }
+
+
+def epochs() -> Iterator[dict[str, Any]]:
+    for index in range(7):
+        compressed = index >= 4
+        yield {
+            "epoch": index - 3 if compressed else index + 1,
+            "phase": "slope" if compressed else "fp32",
+            "loss": 2.1 * math.exp(-0.6 * index) + (0.25 if index == 4 else 0.55),
+            "validation_loss": 0.3 * math.exp(-0.5 * index) + 0.05,
+            "penalty": 0.09 - 0.01 * index if compressed else 0.0,
+            "accuracy": 0.60 + 0.38 * (1 - math.exp(-0.9 * index)) - (0.03 if index == 4 else 0.0),
+            "lr": 0.05 / (index + 1),
+            "layers": {
+                name: statistics(i, index - 4, pattern is None) for i, (name, _, _, pattern) in enumerate(LAYERS)
+            }
+            if compressed
+            else {},
+        }
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    for index, (name, shape, bits, pattern) in enumerate(LAYERS):
+        count = math.prod(shape)
+        yield {
+            "name": f"{name}.weight",
+            "op": "Gemm" if name == "fc" else "Conv",
+            "placement": "int8-weight" if pattern is None else "int4-storage",
+            "reason": "8-bit codes need an INT8 container"
+            if pattern is None
+            else "TensorRT-RTX reads INT4 convolutions",
+            "bits": bits,
+            "pattern": pattern,
+            "shape": list(shape),
+            "bytes": {"fp32": 4 * count, "file": count * bits // 8 + 4 * shape[0]},
+            "density": statistics(index, 2, pattern is None)["density"],
+        }
+
+
+def make_run(**changes: Any) -> RunData:
+    """A whole run; keyword arguments replace parts of it."""
+    layers = list(rows())
+    engine = {
+        "layer": "Conv_1 + Relu",
+        "layer_type": "kgen",
+        "dtype": "Int4",
+        "bytes": 18432,
+        "computed_by": "Conv_1",
+        "tactic": None,
+        "sparse_kernel": None,
+        "held": True,
+        "note": None,
+    }
+    built = [{**row, "engine": engine} for row in layers]
+    built[1] |= {"placement": "int8-weight", "reason": "TensorRT has no INT4 convolution"}
+    built[1] |= {"engine": {**engine, "dtype": "Int8", "sparse_kernel": True}}
+    built[-1] |= {"engine": {**engine, "dtype": "Float", "held": False, "note": "declared INT8, engine holds Float"}}
+    header = {"backend": "tensorrt-rtx", "version": "1.7.1", "target": "a100", "sm": "8.0"}
+    sparse = {"eligible": None, "chosen": None, "source": "not checked: TensorRT-RTX chooses kernels at run time"}
+    summary = {"coded": 11, "held": 10, "not_held": ["fc.weight"], "sparse": sparse}
+    plan = [
+        {
+            "name": name,
+            "kind": "linear" if name == "fc" else "conv",
+            "shape": list(shape),
+            "bits": bits,
+            "pattern": pattern,
+            "granularity": "tensor",
+            "reason": "first or last layer: 8 bits, dense" if pattern is None else "2:4 and 4 bits, as the recipe asks",
+        }
+        for name, shape, bits, pattern in LAYERS
+    ]
+    parts: dict[str, Any] = {
+        "name": "digits-resnet18",
+        "recipe": {
+            "model": {"name": "torchvision/resnet18", "classes": 10, "weights": None, "stem": "small"},
+            "data": {"source": "digits", "size": 12},
+            "compression": {"bits": 4, "pattern": "2:4", "regularizer": "cosine", "overrides": {}},
+            "train": {"seed": 0, "lr": 0.02},
+            "export": {"opset": 21},
+            "build": {"targets": ["a100"], "batch": {"min": 1, "opt": 64, "max": 256}},
+            "verify": {"metric_drop": 0.01},
+        },
+        "metrics": {
+            "fp32": {"accuracy": 0.975, "loss": 0.081},
+            "compressed": {"accuracy": 0.9722, "loss": 0.092},
+            "epochs": list(epochs()),
+            "plan": plan,
+            "layers": {n: statistics(i, 2, p is None) for i, (n, _, _, p) in enumerate(LAYERS)},
+            "classes": [str(digit) for digit in range(10)],
+            "data": {"train": 1437, "validation": 360},
+        },
+        "layers": {"layers": layers},
+        "builds": {"a100": {"header": header, "summary": summary, "layers": built}},
+        "verdicts": {"a100": VERDICT},
+        "sizes": [
+            SizeRow("train", "FP32 weights", 44_696_104),
+            SizeRow("train", "codes, nominal", 2_801_000),
+            SizeRow("export", "ONNX file", 5_732_579),
+            SizeRow("build/a100", "TensorRT engine", 6_011_212),
+        ],
+        "accuracies": {"fp32": 0.975, "compressed": 0.9722, "onnx": 0.9722},
+        "versions": {"torch": "2.15.0", "onnx": "1.23.0"},
+    }
+    return RunData(**{**parts, **changes})

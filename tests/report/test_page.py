@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from report_runs import LAYERS, VERDICT, make_run
+
+from slope_compile.report.page import RunData, render
+
+VOID = {"meta", "br", "hr", "col"}
+FORBIDDEN = ("script", "iframe", "img", "link", "object", "embed", "base", "form", "use", "image", "foreignObject")
+
+
+class Document(HTMLParser):
+    """Reads a page with a stack: every element closed in order; keeps elements, texts and the raw SVGs."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.stack: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(page)
+        self.close()
+        assert self.stack == []
+        self.svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"{tag} repeats an attribute"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.stack[-1] if self.stack else "", data))
+
+    def text(self) -> str:
+        return " ".join(data for parent, data in self.texts if parent != "style")
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def check(page: str) -> Document:
+    """Well-formed, self-contained, accessible: what every page must be."""
+    document = Document(page)
+    for svg in document.svgs:
+        ElementTree.fromstring(svg)
+    assert not [name for name, _ in document.elements if name in FORBIDDEN]
+    for name, attributes in document.elements:
+        assert not {"src", "srcset", "style", "action", "xlink:href"} & set(attributes), name
+        assert not [key for key in attributes if key.startswith("on")], name
+        assert (attributes.get("href") or "#").startswith("#"), name
+    styles = "".join(data for parent, data in document.texts if parent == "style")
+    assert "url(" not in styles and "@import" not in styles and "@font-face" not in styles
+    anchors = {attributes["id"] for _, attributes in document.elements if "id" in attributes}
+    assert all((a["href"] or "")[1:] in anchors for a in document.all("a"))
+    assert len(anchors) == sum("id" in attributes for _, attributes in document.elements)
+    assert all(
+        a.get("aria-hidden") == "true" or (a.get("role") == "img" and a.get("aria-label")) for a in document.all("svg")
+    )
+    assert all(a.get("scope") in ("col", "row") for a in document.all("th"))
+    headings = [int(name[1]) for name, _ in document.elements if re.fullmatch("h[1-6]", name)]
+    assert headings[0] == 1 and headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(headings))
+    return document
+
+
+@pytest.fixture
+def run() -> RunData:
+    return make_run()
+
+
+def test_a_whole_run(run: RunData) -> None:
+    page = render(run)
+    document = check(page)
+    text = document.text()
+    for words in ("Verdict: pass", "not checked", "there is no GPU here", "4 passed, 0 failed, 1 not checked"):
+        assert words in text
+    for words in ("44.7 MB", "5,732,579 bytes", "7.8× smaller", "97.22 %", "−0.28 points", "int4-storage", "97.50 %"):
+        assert words in text
+    for name, *_ in LAYERS:
+        assert name in text
+    assert "✗ NOT as declared" in text and "declared INT8, engine holds Float" in text
+    assert "a100: TensorRT has no INT4 convolution" in text and "sparse kernel" in text
+    assert "tensorrt-rtx 1.7.1, SM 8.0" in text and "sparse kernels: not checked: TensorRT-RTX" in text
+    assert "10 of 11 coded layers held as declared" in text
+    assert "4 FP32 epochs, 3 SLOPE epochs" in text
+    assert len(page.encode()) < 100_000
+
+
+def test_it_refers_to_nothing_outside(run: RunData) -> None:
+    page = render(run)
+    for forbidden in ("http:", "https:", "src=", "url(", "//", "@import", "<script", "data:"):
+        assert forbidden not in page.lower(), forbidden
+    assert "default-src &#x27;none&#x27;" in page
+
+
+def test_the_same_run_gives_the_same_bytes(run: RunData) -> None:
+    again = json.loads(json.dumps(dataclasses.asdict(run)))
+    assert render(make_run()) == render(run)
+    assert render(make_run(metrics=again["metrics"], layers=again["layers"], builds=again["builds"])) == render(run)
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [("metrics",), ("layers", "builds", "verdicts"), ("builds",), ("verdicts",), ("sizes", "accuracies", "versions")],
+)
+def test_a_partial_run_says_what_is_absent(absent: tuple[str, ...]) -> None:
+    empty = {
+        "metrics": None,
+        "layers": None,
+        "sizes": [],
+        "builds": {},
+        "verdicts": {},
+        "accuracies": {},
+        "versions": {},
+    }
+    document = check(render(make_run(**{name: empty[name] for name in absent})))
+    text = document.text()
+    assert ("Not verified" in text) == ("verdicts" in absent)
+    assert ("No curves: this run has not been trained" in text) == ("metrics" in absent)
+    assert ("not exported" in text) == ("layers" in absent)
+    assert text.count("not run") == len({"metrics", "layers", "builds", "verdicts"} & set(absent))
+
+
+def test_an_empty_run_invents_nothing() -> None:
+    document = check(render(RunData("new", {})))
+    text = document.text()
+    assert text.count("not run") == 4
+    assert "Not verified" in text and "0" not in re.sub(r"slope-compile [\d.]+", "", text)
+    assert document.svgs == []
+
+
+def test_a_failed_verdict_is_told_in_words_and_names_the_check() -> None:
+    failed = {
+        "name": "pattern",
+        "status": "fail",
+        "detail": "layer1.0.conv1.weight: 3 nonzeros in a group",
+        "figures": {},
+    }
+    checks: list[Any] = [*VERDICT["checks"], failed]
+    document = check(render(make_run(verdicts={"a100": VERDICT, "rtx": {"verdict": "fail", "checks": checks}})))
+    text = document.text()
+    assert "✗ Verdict: FAIL" in text and "Verdict: pass" not in text
+    assert "rtx: pattern. layer1.0.conv1.weight: 3 nonzeros in a group" in text
+    assert "a100, rtx: 8 passed, 1 failed, 2 not checked" in text
+
+
+def test_not_finite_values_are_said_not_drawn() -> None:
+    run = make_run()
+    metrics = json.loads(json.dumps(run.metrics))
+    metrics["layers"]["fc"] |= {"sqnr_db": math.inf, "cosine": math.nan}
+    metrics["layers"]["conv1"] |= {"sqnr_db": "inf", "cosine": None}
+    for epoch in metrics["epochs"]:
+        epoch["loss"] = epoch["validation_loss"] = math.nan
+    metrics["epochs"][5]["layers"]["conv1"] |= {"cosine": -math.inf, "step": math.nan, "flip_rate": None}
+    document = check(render(make_run(metrics=metrics)))
+    text = document.text()
+    assert "∞" in text and "not a number" in text and "No finite value to draw" in text
+    drawn = " ".join(document.svgs)
+    assert not re.search(r'="[^"]*\b(nan|inf)\b', drawn)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_layer_in_float_is_called_float(bits: int | None) -> None:
+    run = make_run()
+    metrics = json.loads(json.dumps(run.metrics))
+    metrics["plan"] = [{**metrics["plan"][0], "bits": bits, "pattern": None}]
+    document = check(render(make_run(metrics=metrics, layers=None, builds={})))
+    assert ("float" in document.text()) == (bits is None)
+
+
+EVIL = "<script>alert(1)</script>\"'&\x00\x1b[31m]]>--></style>\ud800"
+
+
+def evil_run(text: str) -> RunData:
+    """A run in which every text that a file could bring in is `text`."""
+
+    def poison(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: poison(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [poison(item) for item in value]
+        return text if isinstance(value, str) else value
+
+    run = make_run()
+    metrics = poison(json.loads(json.dumps(run.metrics)))
+    for epoch in metrics["epochs"]:
+        epoch["layers"] = {f"{text}{name}": values for name, values in epoch["layers"].items()}
+    for index, row in enumerate(metrics["plan"]):
+        row["name"] = f"{text}{LAYERS[index][0]}"
+    metrics["layers"] = {f"{text}{name}": values for name, values in metrics["layers"].items()}
+    layers = poison(json.loads(json.dumps(run.layers)))
+    for index, row in enumerate(layers["layers"]):
+        row["name"] = f"{text}{LAYERS[index][0]}.weight"
+    sizes = [dataclasses.replace(row, stage=text, what=text) for row in run.sizes]
+    return RunData(
+        name=text,
+        recipe={text: {text: text, "overrides": {text: {text: [text, None, True, 1e-9]}}}},
+        metrics=metrics,
+        layers=layers,
+        builds={text: poison(json.loads(json.dumps(run.builds["a100"])))},
+        verdicts={text: poison(json.loads(json.dumps(VERDICT)))},
+        sizes=sizes,
+        accuracies=run.accuracies,
+        versions={text: text},
+    )
+
+
+def test_no_text_becomes_markup() -> None:
+    clean, dirty = check(render(make_run())), check(render(evil_run(EVIL)))
+    assert "<script>alert(1)</script>\"'&\ufffd\ufffd[31m" in dirty.text()
+    assert {name for name, _ in dirty.elements} <= {name for name, _ in clean.elements} | {"ul", "li"}
+    render(evil_run(EVIL)).encode()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.text(max_size=12))
+def test_any_text_leaves_the_page_well_formed(text: str) -> None:
+    check(render(evil_run(text)))
