@@ -92,7 +92,8 @@ def find_held(wanted: Sequence[Wanted], layers: Sequence[EngineLayer]) -> list[H
     found: dict[int, tuple[EngineLayer, Constant]] = {}
 
     def named(want: Wanted, layer: EngineLayer, constant: Constant) -> bool:
-        return constant.name == want.initializer or constant.name.startswith(f"{want.initializer}_")
+        called = constant.name == want.initializer or constant.name.startswith(f"{want.initializer}_")
+        return called and (constant.elements == want.elements or _is_padded(want.shape, constant.shape))
 
     def related(want: Wanted, layer: EngineLayer, constant: Constant) -> bool:
         return constant.elements == want.elements and not set(want.nodes).isdisjoint(layer.onnx)

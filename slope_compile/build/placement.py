@@ -53,7 +53,7 @@ def place(weight: CodedWeight, backend: Backend) -> Place:
     if container != "INT4":
         return Place(container, "int8-weight", f"{reason}{container} codes, dequantized to the activations' type")
     if gemm:
-        return Place(container, "int4-weight", f"{reason}{backend.title} fuses INT4 weights into the GEMM")
+        return Place(container, "int4-weight", f"{reason}{backend.title} takes INT4 weights in a GEMM")
     return Place(container, "int4-storage", f"{reason}{backend.title} keeps INT4 and dequantizes at run time")
 
 

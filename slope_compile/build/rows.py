@@ -13,6 +13,7 @@ from slope_compile.build.backends import Backend
 from slope_compile.build.holding import Held, Wanted, find_held, node_names
 from slope_compile.build.layers import EngineLayer, Sparsity, parse_layers, parse_sparsity
 from slope_compile.build.placement import Place, is_sparse
+from slope_compile.qdq.tensors import element_bits
 from slope_compile.qdq.weights import CodedWeight
 
 AT_RUN_TIME = "not checked: TensorRT-RTX chooses kernels at run time"
@@ -54,7 +55,8 @@ def engine_rows(
         if row["name"] in found:
             _, place, engine = found.pop(row["name"])
             reason = row["reason"] if place.placement == "float" else place.reason  # the policy knows why it left it
-            rows.append({**row, "placement": place.placement, "reason": reason, "engine": engine})
+            here = {"placement": place.placement, "reason": reason, "container": place.container}
+            rows.append({**row, **here, "engine": engine})
         else:
             rows.append({**row, "engine": _absent("the ONNX file has no such weight")})
     return rows + [_row(*one) for one in found.values()]
@@ -112,18 +114,17 @@ def _absent(note: str) -> dict[str, Any]:
 def _row(weight: CodedWeight, place: Place, engine: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a weight that no export described: what can be counted in the file itself."""
     elements = weight.stored.size
-    bits = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8}.get(weight.dtype)
     scale_bytes = 0 if weight.scale is None else weight.scale.nbytes
-    in_file = (elements * bits + 7) // 8 + scale_bytes if bits else weight.stored.nbytes
     return {
         "name": weight.name,
         "op": weight.op,
         "placement": place.placement,
         "reason": place.reason,
-        "bits": bits,
+        "container": place.container,
+        "bits": None if weight.codes is None else element_bits(weight.dtype),
         "pattern": "2:4" if is_sparse(weight) else None,
         "shape": list(weight.stored.shape),
-        "bytes": {"fp32": elements * 4, "file": in_file},
-        "density": round(float(np.count_nonzero(weight.stored)) / elements, 6) if elements else 0.0,
+        "bytes": {"fp32": 4 * elements, "file": -(-elements * element_bits(weight.dtype) // 8) + scale_bytes},
+        "density": int(np.count_nonzero(weight.stored)) / max(elements, 1),
         "engine": engine,
     }

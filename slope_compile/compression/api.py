@@ -83,12 +83,18 @@ def compress(
         "overrides": dict(overrides or {}),
     }
     # A recipe's own validation, for its ranges and its error messages; compression looks at no other section.
-    spec = recipe_from({"model": {"name": "-"}, "data": {"source": "-"}, "compression": section}, "compress").compression
+    spec = recipe_from(
+        {"model": {"name": "-"}, "data": {"source": "-"}, "compression": section}, "compress"
+    ).compression
     if any(True for _ in _compressed(model)):
-        raise ModelError(f"{type(model).__name__} is compressed already.", "Compress a fresh model, or `fold` it first.")
+        raise ModelError(
+            f"{type(model).__name__} is compressed already.", "Compress a fresh model, or `fold` it first."
+        )
     report = Report(plan(model, spec))
     factor = AUTO_STRENGTH[spec.regularizer] if spec.strength == "auto" else spec.strength
-    chosen = [(row, model.get_submodule(row.name)) for row in report if row.bits is not None]
+    chosen: list[tuple[LayerPlan, Any]] = [
+        (row, model.get_submodule(row.name)) for row in report if row.bits is not None
+    ]
     for row, layer in chosen:
         _require_finite(row.name, layer.weight)
     for row, layer in chosen:
@@ -119,7 +125,9 @@ def codes(model: nn.Module) -> dict[str, CodedTensor]:
     for name, _, slope, latent in _compressed(model):
         for tensor in (latent, slope.step):
             if tensor.dtype != torch.float32:
-                raise ModelError(f"Layer '{name}' holds {tensor.dtype}, codes are exact in float32 only.", "Use model.float().")
+                raise ModelError(
+                    f"Layer '{name}' holds {tensor.dtype}, codes are exact in float32 only.", "Use model.float()."
+                )
             _require_finite(name, tensor)
         coded[_join(name, "weight")] = slope.codes(latent)
     return coded
@@ -153,11 +161,11 @@ def fold(model: nn.Module) -> None:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
-def _compressed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Slope, Tensor]]:
+def _compressed(model: nn.Module) -> Iterator[tuple[str, Any, Slope, Tensor]]:
     """Yield (name, layer, its Slope, its latent) of every compressed layer."""
     for name, layer in model.named_modules():
         if parametrize.is_parametrized(layer, "weight"):
-            chain: Any = layer.parametrizations["weight"]  # type: ignore[index]
+            chain: Any = layer.parametrizations["weight"]
             if isinstance(chain[0], Slope):
                 yield name, layer, chain[0], chain.original
 

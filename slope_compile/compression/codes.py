@@ -105,7 +105,7 @@ def group_nonzeros(codes: npt.NDArray[Any], m: int, axis: int) -> npt.NDArray[np
         raise ValueError(f"axis {axis} of shape {codes.shape} has no whole groups of {m}")
     before, length, after = codes.shape[:axis], codes.shape[axis], codes.shape[axis + 1 :]
     nonzero = (codes != 0).view(np.uint8).reshape(math.prod(before), length // m, m, math.prod(after))
-    count = nonzero[:, :, 0].copy()
+    count: npt.NDArray[np.uint8] = nonzero[:, :, 0].copy()
     for j in range(1, m):  # m adds over whole slices: a sum over the short axis would run m-element loops
         count += nonzero[:, :, j]
     return count.reshape(*before, length // m, *after)

@@ -128,7 +128,7 @@ class _Lsq(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, step = ctx.saved_tensors
         grad_v, grad_step = gradients(grad, x, step, ctx.bits)
         return grad_v, grad_step, None

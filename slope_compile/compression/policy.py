@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -15,6 +15,8 @@ from torch.nn.utils import parametrize
 from slope_compile.compression.lsq import Granularity
 from slope_compile.errors import ModelError, RecipeError, nearest
 from slope_compile.recipe import CompressionSection, parse_pattern
+
+Layer = _ConvNd | nn.Linear
 
 # Convolutions of timm that normalize their weight on the way to the kernel: what multiplies is not what is coded.
 _STANDARDIZED = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
@@ -54,7 +56,9 @@ def plan(model: nn.Module, spec: CompressionSection) -> list[LayerPlan]:
         RecipeError: If an override matches no layer.
         ModelError: If a layer has no weight yet, or none can be compressed.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (_ConvNd, nn.Linear))}
+    layers: dict[str, Layer] = {
+        n: module for n, module in model.named_modules() if isinstance(module, (_ConvNd, nn.Linear))
+    }
     for pattern in spec.overrides:
         if not any(fnmatchcase(name, pattern) for name in layers):
             raise RecipeError(f"Override '{pattern}' matches no convolution or linear layer.", nearest(pattern, layers))
@@ -73,11 +77,13 @@ def plan(model: nn.Module, spec: CompressionSection) -> list[LayerPlan]:
     return rows
 
 
-def _obstacles(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
+def _obstacles(model: nn.Module, layers: dict[str, Layer]) -> dict[str, str]:
     """Say why a layer's weight cannot be replaced: layer name -> reason."""
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     attention = tuple(
-        f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)
+        f"{name}." if name else ""
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
     )
     found = {}
     for name, module in layers.items():
@@ -96,9 +102,11 @@ def _obstacles(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]
     return found
 
 
-def _edges(layers: dict[str, nn.Module]) -> dict[str, str]:
+def _edges(layers: dict[str, Layer]) -> dict[str, str]:
     """Name the first convolution and the last linear layer: layer name -> what it is."""
-    convs = [n for n, module in layers.items() if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)]
+    convs = [
+        n for n, module in layers.items() if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
+    ]
     linears = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
     edges = {}
     if linears:
@@ -110,8 +118,9 @@ def _edges(layers: dict[str, nn.Module]) -> dict[str, str]:
     return edges
 
 
-def _row(name: str, module: Any, spec: CompressionSection, obstacle: str | None, edge: str | None) -> LayerPlan:
+def _row(name: str, module: Layer, spec: CompressionSection, obstacle: str | None, edge: str | None) -> LayerPlan:
     """Decide for one layer: obstacle, then override, then edge, then the general rule; the pattern must fit."""
+    depthwise = isinstance(module, _ConvNd) and module.groups > 1 and module.weight.shape[1] == 1
     kind: Literal["conv", "linear"] = "conv" if isinstance(module, _ConvNd) else "linear"
     row = LayerPlan(name, kind, tuple(module.weight.shape), None, None, None, "")
     if obstacle is not None:
@@ -138,8 +147,7 @@ def _row(name: str, module: Any, spec: CompressionSection, obstacle: str | None,
         return replace(row, reason=f"{reason}: left in float")
     if pattern is not None and row.shape[1] % pattern[1]:
         channels = f"{row.shape[1]} input channel{'s' if row.shape[1] > 1 else ''} a filter"
-        depthwise = "depthwise, " if kind == "conv" and row.shape[1] == 1 and module.groups > 1 else ""
-        reason = f"{reason}; dense: {depthwise}{channels}, not divisible by {pattern[1]}"
+        reason = f"{reason}; dense: {'depthwise, ' if depthwise else ''}{channels}, not divisible by {pattern[1]}"
         pattern = None
     return replace(row, bits=bits, pattern=pattern, granularity=granularity, reason=reason)
 

@@ -66,7 +66,8 @@ class _CosineDistance(torch.autograd.Function):
         norm_hat = torch.linalg.vector_norm(flat_hat, dim=1)  # [K]
         product = norm * norm_hat
         defined = product > 0
-        cosine = torch.where(defined, torch.linalg.vecdot(flat, flat_hat) / product, 1.0)
+        # Not vecdot: autocast would run it in bfloat16, where 1 - cos has no digits left.
+        cosine = torch.where(defined, (flat * flat_hat).sum(dim=1) / product, 1.0)
         along_w = torch.where(defined, cosine / norm / norm, 0.0)
         along_w_hat = torch.where(defined, -1.0 / product, 0.0)
         ctx.save_for_backward(w, w_hat, along_w, along_w_hat)
@@ -74,7 +75,7 @@ class _CosineDistance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         w, w_hat, along_w, along_w_hat = ctx.saved_tensors
         share = grad / w.shape[0]
         column = (-1, *[1] * (w.dim() - 1))

@@ -113,7 +113,7 @@ class _SlopeFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, step = ctx.saved_tensors
         grad_weight, grad_step = gradients(grad, x, step, ctx.bits)
         return grad_weight, grad_step, None, None

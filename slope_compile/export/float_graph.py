@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from slope_compile.compression.api import fold
 from slope_compile.errors import ModelError
@@ -21,8 +22,15 @@ TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model on the host, in eval mode; the model itself is left as it is."""
-    return copy.deepcopy(model).cpu().eval()
+    """Return a copy of a model on the host, in eval mode, that can be folded with the model itself left as it is."""
+    frozen = copy.deepcopy(model).cpu().eval()
+    for module in frozen.modules():
+        if parametrize.is_parametrized(module):
+            # A copy shares its class with the original, and folding deletes the `weight` property of the class.
+            shared = type(module)
+            own = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+            module.__class__ = type(shared.__name__, shared.__bases__, own)
+    return frozen
 
 
 def float_graph(model: nn.Module, shape: tuple[int, ...], opset: int) -> ir.Model:
@@ -66,18 +74,14 @@ def float_graph(model: nn.Module, shape: tuple[int, ...], opset: int) -> ir.Mode
 
 
 def _check_signature(graph: ir.Model, shape: tuple[int, ...], name: str) -> None:
-    """One float32 input [batch, *shape], one output [batch, ...]: else the batch was burnt in, or there is more."""
-    inputs, outputs = graph.graph.inputs, graph.graph.outputs
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ModelError(
-            f"{name} has {len(inputs)} inputs and {len(outputs)} outputs in ONNX; one tensor each is supported.",
-            "Wrap the model in a module that takes one tensor and returns one.",
-        )
-    for value, expected in ((inputs[0], (BATCH, *map(str, shape))), (outputs[0], (BATCH,))):
+    """The input is [batch, *shape] and the output [batch, ...]: torch falls back to a fixed batch without a word."""
+    (given,), (made,) = graph.graph.inputs, graph.graph.outputs
+    for value, expected in ((given, (BATCH, *map(str, shape))), (made, (BATCH,))):
         dims = () if value.shape is None else tuple(str(dim) for dim in value.shape)
         if dims[: len(expected)] != expected:
             raise ModelError(
-                f"{name} exports '{value.name}' as [{', '.join(dims)}] instead of [{', '.join(expected)}…].",
+                f"{name} exports '{value.name}' as [{', '.join(dims)}], not as [{', '.join(expected)}…]: "
+                "its forward fixes or moves the batch axis.",
                 "The first axis of input and output must be the batch, of any size.",
             )
 

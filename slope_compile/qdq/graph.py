@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.tensors import REMEDY
@@ -46,6 +45,8 @@ class Scope:
                 self._define(output, constant or node)
 
     def _define(self, name: str, source: TensorProto | NodeProto) -> None:
+        if not isinstance(name, str):  # protobuf hands out bytes where a name is no UTF-8
+            raise ArtifactError(f"The ONNX graph has a value whose name is no text: {name!r}.", REMEDY)
         if name in self._sources:
             raise ArtifactError(f"The value '{name}' of the ONNX graph is made twice.", REMEDY)
         self._sources[name] = source
@@ -64,15 +65,28 @@ class Scope:
                 return scope, name, None
         raise ArtifactError(f"The value '{name}' of the ONNX graph is nested too deeply.", REMEDY)
 
-    def attribute(self, node: NodeProto, name: str, default: Any) -> Any:
-        """Return an attribute's value; one that refers to a function's attribute is looked up in the call."""
-        for attribute in node.attribute:
-            if attribute.name == name:
-                if not attribute.ref_attr_name:
-                    return helper.get_attribute_value(attribute)
-                target = self._attributes.get(attribute.ref_attr_name)
-                return default if target is None else helper.get_attribute_value(target)
-        return default
+    def integer(self, node: NodeProto, name: str, default: int) -> int:
+        """Return an integer attribute.
+
+        Raises:
+            ArtifactError: If it is of another type.
+        """
+        attribute = self._attribute(node, name)
+        return default if attribute is None else int(_typed(node, attribute, AttributeProto.INT).i)
+
+    def integers(self, node: NodeProto, name: str, default: Iterable[int]) -> tuple[int, ...]:
+        """Return an attribute that is a list of integers.
+
+        Raises:
+            ArtifactError: If it is of another type.
+        """
+        attribute = self._attribute(node, name)
+        return tuple(default if attribute is None else _typed(node, attribute, AttributeProto.INTS).ints)
+
+    def _attribute(self, node: NodeProto, name: str) -> AttributeProto | None:
+        """Return an attribute; one that refers to a function's attribute is looked up in the call."""
+        found = next((attribute for attribute in node.attribute if attribute.name == name), None)
+        return self._attributes.get(found.ref_attr_name) if found is not None and found.ref_attr_name else found
 
     def call(self, function: FunctionProto, node: NodeProto) -> Scope:
         """Return the scope of a local function's body, called by `node`."""
@@ -113,6 +127,14 @@ def scopes(model: onnx.ModelProto) -> Iterator[Scope]:
         pending.extend((one, depth + 1) for one in reversed(inner))
 
 
+def _typed(node: NodeProto, attribute: AttributeProto, kind: int) -> AttributeProto:
+    if attribute.type != kind:
+        raise ArtifactError(
+            f"Attribute '{attribute.name}' of the {node.op_type} '{node.name}' has a wrong type.", REMEDY
+        )
+    return attribute
+
+
 def _constant(node: NodeProto) -> TensorProto | None:
     """Return the tensor of a Constant node; None for strings and sparse tensors, which no weight is."""
     if len(node.attribute) != 1 or len(node.output) != 1:
@@ -121,7 +143,10 @@ def _constant(node: NodeProto) -> TensorProto | None:
     if attribute.name == "value" and attribute.HasField("t"):
         tensor: TensorProto = attribute.t
         return tensor
-    if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
-        kind = np.float32 if "float" in attribute.name else np.int64
-        return numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), kind), node.output[0])
+    if attribute.name in ("value_float", "value_floats"):
+        floats = attribute.floats if attribute.name.endswith("s") else attribute.f
+        return numpy_helper.from_array(np.asarray(floats, np.float32), node.output[0])
+    if attribute.name in ("value_int", "value_ints"):
+        integers = attribute.ints if attribute.name.endswith("s") else attribute.i
+        return numpy_helper.from_array(np.asarray(integers, np.int64), node.output[0])
     return None

@@ -68,7 +68,7 @@ def _weight_inputs(node: NodeProto) -> tuple[int, ...]:
 
 def _transposed(scope: Scope, node: NodeProto) -> tuple[bool, bool]:
     """Return Gemm's transA and transB."""
-    return bool(scope.attribute(node, "transA", 0)), bool(scope.attribute(node, "transB", 0))
+    return bool(scope.integer(node, "transA", 0)), bool(scope.integer(node, "transB", 0))
 
 
 def _trace(scope: Scope, name: str) -> tuple[_Path, str, TensorProto | None]:
@@ -111,12 +111,12 @@ def _weight(
                 stored = step.apply(stored)
             steps = []
     weight = CodedWeight(
-        name=(name or node.name or node.output[0]).removesuffix(".codes"),
+        name=(name or f"{node.name}").removesuffix(".codes"),
         stored=stored,
         dtype=dtype_name(tensor),
         **_quantization(*dequantize, stored.shape, name, folder) if dequantize else _unquantized(tensor),
         op=node.op_type,
-        node=node.name,
+        node=f"{node.name}",
         steps=tuple(steps),
         consumed_axis=_consumed_axis(scope, node, index, len(shape), name),
     )
@@ -141,13 +141,13 @@ def _consumed_axis(scope: Scope, node: NodeProto, index: int, rank: int, name: s
 def _step(scope: Scope, node: NodeProto, shape: tuple[int, ...], name: str, folder: Path | None) -> Step:
     """Return a Transpose or Reshape of a constant of the given shape with its dims resolved."""
     if node.op_type == "Transpose":
-        perm = tuple(int(axis) for axis in scope.attribute(node, "perm", range(len(shape))[::-1]))
+        perm = scope.integers(node, "perm", range(len(shape))[::-1])
         if sorted(perm) != list(range(len(shape))):
             raise ArtifactError(f"Tensor '{name}' of shape {shape} is transposed by {perm}.", REMEDY)
         return Step("transpose", perm)
     target = _constant(scope, node, 1, f"the shape that '{name}' is reshaped to")
     asked = to_numpy(target, folder, f"{name} (its new shape)").ravel().tolist()
-    keep_zero = scope.attribute(node, "allowzero", 0)
+    keep_zero = scope.integer(node, "allowzero", 0)
     dims = [shape[i] if n == 0 and not keep_zero and i < len(shape) else int(n) for i, n in enumerate(asked)]
     elements = math.prod(shape)
     if dims.count(-1) == 1:
@@ -168,7 +168,7 @@ def _quantization(
     """Return a DequantizeLinear's scale, zero point, axis and block size, and the type of what it makes."""
     scale_tensor = _constant(scope, node, 1, f"the scale of '{name}'")
     scale = to_numpy(scale_tensor, folder, f"{name} (its scale)").astype(np.float32)
-    output_dtype = int(scope.attribute(node, "output_dtype", 0))
+    output_dtype = scope.integer(node, "output_dtype", 0)
     common = {
         "scale": scale,
         "zero_point": None,
@@ -177,10 +177,10 @@ def _quantization(
     if len(node.input) > 2 and node.input[2]:
         zero_point = _constant(scope, node, 2, f"the zero point of '{name}'")
         common["zero_point"] = to_numpy(zero_point, folder, f"{name} (its zero point)")
-    block_size = int(scope.attribute(node, "block_size", 0))
+    block_size = scope.integer(node, "block_size", 0)
     if scale.ndim == 0 or (scale.size == 1 and not block_size):
         return common | {"axis": None, "block_size": 0}
-    asked = int(scope.attribute(node, "axis", 1))
+    asked = scope.integer(node, "axis", 1)
     axis = asked + len(shape) if asked < 0 else asked
     if not 0 <= axis < len(shape) or block_size < 0:
         raise ArtifactError(

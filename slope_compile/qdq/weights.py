@@ -99,11 +99,12 @@ class CodedWeight:
         value = (stored − zero_point) · scale, rounded to `value_dtype` (ONNX DequantizeLinear).
         """
         values = self.stored.astype(np.float32) if self.codes is not None else self.stored
-        if self.zero_point is not None:
-            values = values - self._expand(self.zero_point.astype(np.float32))
-        if self.scale is not None:
-            values = values * self._expand(self.scale)
-        return _rounded(values, self.value_dtype)
+        with np.errstate(all="ignore"):  # a file may hold NaN and infinity: that is for the checks to say
+            if self.zero_point is not None:
+                values = values - self._expand(self.zero_point.astype(np.float32))
+            if self.scale is not None:
+                values = values * self._expand(self.scale)
+            return _rounded(values, self.value_dtype)
 
     def channel_scale(self, channels_axis: int) -> npt.NDArray[np.float32] | None:
         """Return one scale per channel of `channels_axis`, float32 [channels]; None if channels mix several.

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from slope_compile.artifacts import storage_errors
 from slope_compile.codes_file import save_codes
 from slope_compile.compression.api import Report, codes, layer_statistics, masks, penalty
+from slope_compile.compression.policy import plan
 from slope_compile.errors import TrainingError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe
@@ -100,6 +101,7 @@ class Trainer:
         self.task = Classification(classes, recipe.train.label_smoothing)
         seed_epoch(recipe.train.seed, 0, alike=True)
         self.model = build_model(recipe.model, classes, recipe.data.size)
+        plan(self.model, recipe.compression)  # a model or an override that cannot be had fails now, not after FP32
         self.model.to(self.accelerator.device)
         self._refuse_tiny_batches()
         self.steps = batch_count(len(self.data.train), recipe.data.batch)  # per epoch
@@ -136,7 +138,7 @@ class Trainer:
             "fp32": self.history["fp32"],
             "compressed": self.history["compressed"],
             "epochs": self.history["epochs"],
-            "plan": [asdict(row) for row in self.report.layers],
+            "plan": [asdict(row) for row in self.report],
             "layers": last["layers"],
             "classes": self.data.classes,
             "data": {"train": len(self.data.train), "validation": len(self.data.validation)},
@@ -249,7 +251,9 @@ class Trainer:
         for path, reason in list(skipped.items())[:MAX_NAMED]:
             self.events.warning("train", f"skipped {path}: {reason}")
         if skipped:
-            self.events.warning("train", f"{len(skipped)} images that do not decode are left out of {self.data.source}")
+            self.events.warning(
+                "train", f"{len(skipped)} image(s) of {self.data.source} do not decode and are left out"
+            )
 
     def _refuse_tiny_batches(self) -> None:
         """Raise where a rank would get no image, or a batch norm a single one to take statistics over."""

@@ -36,12 +36,14 @@ class EngineUnderTest:
     """An engine, and whether its bytes may be loaded.
 
     Args:
-        path: The serialized engine; the build's `layers.json` lies beside it.
+        path: The serialized engine.
+        layers: The layers.json of its build, whose header says for what and from what it was built.
         trusted: Whether the caller found the file's sha256 in its own manifest. An engine is code: loading one that
             somebody else wrote runs what they wrote.
     """
 
     path: Path
+    layers: Path
     trusted: bool
 
 
@@ -65,7 +67,7 @@ def check_engine(
         raise NotCheckedError("no engine was given")
     if not engine.path.is_file():
         return Check(NAME, "fail", f"{engine.path.name} is missing")
-    header = read_header(engine.path.with_name("layers.json"))
+    header = read_header(engine.layers)
     if header.get("onnx_sha256") != FileDigest.of(onnx).sha256:
         return Check(NAME, "fail", f"{engine.path.name} was built from another file than this {onnx.name}")
     _require_runnable(engine, header)
@@ -93,7 +95,7 @@ def read_header(layers: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MAX_LAYERS_BYTES} bytes")
         return dict(json.loads(layers.read_text(encoding="utf-8"))["header"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{layers.name} beside the engine cannot be read: {error}.", "Build it again.") from None
+        raise ArtifactError(f"The engine's {layers.name} cannot be read: {error}.", "Build it again.") from None
 
 
 def split(feed: Arrays, largest: int | None) -> list[Arrays]:

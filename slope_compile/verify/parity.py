@@ -191,7 +191,7 @@ def _differences(
     figures: dict[str, Any],
     prefix: str = "",
 ) -> list[str]:
-    """Compare, note the figures under `prefix`, and return what is wrong; nothing is raised, later findings count too."""
+    """Compare, note the figures under `prefix`, and return what is wrong, so that later findings count too."""
     try:
         found = compare(reference, tested, allowed)
     except ValueError as error:

@@ -95,7 +95,7 @@ def _engine(folder: RunFolder, target: str, digests: Digests) -> EngineUnderTest
         return None
     name = f"{stage}/model.engine"
     trusted = name in folder.records[stage].outputs and name not in [mismatch.path for mismatch in digests.mismatches]
-    return EngineUnderTest(folder.path / name, trusted)
+    return EngineUnderTest(folder.path / name, folder.stage_path(stage) / "layers.json", trusted)
 
 
 def _trained(recipe: Recipe, train: Path) -> nn.Module:

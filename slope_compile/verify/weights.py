@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Codes = Mapping[str, CodedTensor]
+NO_CODES = "the model holds no coded tensors"
 
 
 def check_pattern(weights: Once[list[CodedWeight]], codes: Once[Codes] | None) -> Check:
@@ -59,6 +60,8 @@ def check_codes(weights: Once[list[CodedWeight]], codes: Once[Codes] | None, mod
         raise NotCheckedError("no coded tensors were given to compare with")
     expected = codes()
     findings = list(_file_findings(weights(), expected))
+    if not expected and not findings:
+        raise NotCheckedError(NO_CODES)
     trained, why_not = _trained(model, findings)
     if trained is not None:
         findings += [finding for name, coded in expected.items() for finding in _trained_findings(trained, name, coded)]
@@ -164,9 +167,10 @@ def _declared(codes: Once[Codes] | None) -> tuple[Codes, str]:
     if codes is None:
         return {}, "no coded tensors were given"
     try:
-        return codes(), ""
+        declared = codes()
     except Exception as error:
         return {}, reason(error)
+    return declared, "" if declared else NO_CODES
 
 
 def _told(findings: Iterable[Finding]) -> list[str]:

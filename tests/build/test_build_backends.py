@@ -92,7 +92,7 @@ def test_polygraphy_knows_the_arguments() -> None:
 import inspect, json
 from polygraphy.backend.trt import CreateConfig, CreateNetwork
 from polygraphy.backend.trt.config import _CreateConfigCommon
-names = [*inspect.signature(CreateConfig.__init__).parameters, *inspect.signature(_CreateConfigCommon.__init__).parameters]
+names = [name for kind in (CreateConfig, _CreateConfigCommon) for name in inspect.signature(kind.__init__).parameters]
 print(json.dumps([names, list(inspect.signature(CreateNetwork.__init__).parameters)]))
 """
     config, network = json.loads(run_python(code).stdout)

@@ -132,7 +132,7 @@ def test_export_rows_are_kept(net, tmp_path: Path) -> None:
     assert result["header"]["sm"] == "8.9"
     head, conv, gone, gemm = result["layers"]
     assert head["reason"] == "left alone by the policy"
-    assert (conv["bits"], conv["own"], conv["placement"]) == (3, [1], "int4-storage")
+    assert (conv["bits"], conv["own"], conv["placement"], conv["container"]) == (3, [1], "int4-storage", "INT4")
     assert "keeps INT4" in conv["reason"]
     assert (gone["engine"]["held"], gone["engine"]["note"]) == (False, "the ONNX file has no such weight")
     assert gemm["name"] == "f.weight"
@@ -148,7 +148,7 @@ def test_damaged_export(tmp_path: Path, text: str) -> None:
 def test_2_bit_codes_are_built_as_int4(net, tmp_path: Path) -> None:
     result = run(net("INT2"), tmp_path)
     conv = result["layers"][0]
-    assert conv["bits"] == 2
+    assert (conv["bits"], conv["container"], conv["bytes"]) == (2, "INT4", {"fp32": 18432, "file": 1152 + 512})
     assert "cannot import INT2" in conv["reason"]
     assert (conv["engine"]["dtype"], conv["engine"]["held"]) == ("Int4", True)
     assert not list(tmp_path.glob("placed*"))

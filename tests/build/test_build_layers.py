@@ -106,7 +106,10 @@ def test_sparsity_without_names() -> None:
 
 
 def test_sparsity_old_wording_none_picked() -> None:
-    log = "(Sparsity) Layers eligible for sparse math: a\n(Sparsity) TRT inference plan picked sparse implementation for layers:\n"
+    log = (
+        "(Sparsity) Layers eligible for sparse math: a\n"
+        "(Sparsity) TRT inference plan picked sparse implementation for layers:\n"
+    )
     found = parse_sparsity(log)
     assert (found.eligible, found.chosen) == (1, 0)
 

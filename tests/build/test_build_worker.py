@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,16 +23,16 @@ def error(desc: str, node: str = "", op: str = "") -> Any:
 
 def test_reason_without_the_cuda_tail() -> None:
     """As TensorRT-RTX 1.7.1 says it on a machine without a GPU."""
+    where = "at /_src/optimizer/api/layers/layersImpl.cpp:444"
     text = (
         "Invalid Node - c.weight.dq\n"
-        "ITensor::getDimensions: Error Code 4: API Usage Error (The blocking dimension must be the last or second to last "
-        "dimension In validateQuantizationHelper at /_src/optimizer/api/layers/layersImpl.cpp:444)\n"
+        "ITensor::getDimensions: Error Code 4: API Usage Error (The blocking dimension must be the last "
+        f"In validateQuantizationHelper {where})\n"
         "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
-        "/_src/common/dispatch/checkMacros.cpp:250 (cudaError 35: CUDA driver version is insufficient for CUDA runtime version))"
+        "/_src/common/dispatch/checkMacros.cpp:250 (cudaError 35: CUDA driver version is insufficient))"
     )
     assert clean_reason(text) == (
-        "ITensor::getDimensions: Error Code 4: API Usage Error (The blocking dimension must be the last or second to last "
-        "dimension)."
+        "ITensor::getDimensions: Error Code 4: API Usage Error (The blocking dimension must be the last)."
     )
 
 
@@ -56,3 +61,30 @@ def test_parse_error_without_errors() -> None:
 def test_request_survives_the_pipe(profile: dict[str, Any]) -> None:
     request = Request("tensorrt-rtx", "/m.onnx", (8, 0), profile, True)
     assert Request(**json.loads(request.to_json())).to_json() == request.to_json()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_a_killed_command_leaves_no_builder_behind() -> None:
+    child = (
+        "import time; from slope_compile.build.worker import _end_with_parent\n"
+        "_end_with_parent(); print(flush=True); time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        status = Path(f"/proc/{int(process.stdout.readline())}/stat")
+        process.kill()
+    for _ in range(1000):
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("the builder outlived its parent")

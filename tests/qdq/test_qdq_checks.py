@@ -94,7 +94,9 @@ def test_other_breaches() -> None:
     assert "scale" in rules(coded(CODES, SCALE, axis=1))
     assert "range" in rules(coded(CODES, SCALE), {"w": CodedTensor(CODES, SCALE, 2, 0, (2, 4))})
     assert "pattern" in rules(coded(CODES, SCALE), {"w": CodedTensor(CODES, SCALE, 4, 0, (1, 8))})
-    loose = model([node("Cast", ["w.codes"], "w", to=1), node("Conv", ["x", "w"], "y")], [tensor("w.codes", CODES, "INT4")])
+    loose = model(
+        [node("Cast", ["w.codes"], "w", to=1), node("Conv", ["x", "w"], "y")], [tensor("w.codes", CODES, "INT4")]
+    )
     assert "scale" in rules(loose)
 
 
@@ -102,7 +104,9 @@ def test_the_first_bad_group_is_located() -> None:
     codes = np.zeros((4, 8, 2, 2), dtype=np.int8)
     codes[3, 4:8, 1, 0] = 1
     (finding,) = check_pattern(coded_weights(coded(codes, np.ones(4)))[0], 2, 4)
-    assert finding.detail.startswith("1 of 32 groups of 4 have over 2 nonzeros, the first from [3, 4, 1, 0] on along axis 1")
+    assert finding.detail.startswith(
+        "1 of 32 groups of 4 have over 2 nonzeros, the first from [3, 4, 1, 0] on along axis 1"
+    )
     assert str(finding) == f"w: pattern: {finding.detail}"
 
 
@@ -131,7 +135,9 @@ def test_a_float_weight_needs_no_scale() -> None:
     st.sampled_from([(1, 4), (2, 4), (2, 8)]),
     st.integers(0, 2**32 - 1),
 )
-def test_the_pattern_check_agrees_with_counting(how: tuple[str, dict, int], pattern: tuple[int, int], seed: int) -> None:
+def test_the_pattern_check_agrees_with_counting(
+    how: tuple[str, dict, int], pattern: tuple[int, int], seed: int
+) -> None:
     op, attributes, axis = how
     rng = np.random.default_rng(seed)
     n, m = pattern

@@ -206,7 +206,10 @@ def test_activations_and_foreign_operators_are_no_weights() -> None:
 
 def branch(name: str) -> onnx.GraphProto:
     output = helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, None)
-    nodes = [node("DequantizeLinear", ["w.codes", "w.scale"], f"{name}.w"), node("MatMul", ["x", f"{name}.w"], f"{name}.y")]
+    nodes = [
+        node("DequantizeLinear", ["w.codes", "w.scale"], f"{name}.w"),
+        node("MatMul", ["x", f"{name}.w"], f"{name}.y"),
+    ]
     return helper.make_graph(nodes, name, [], [output])
 
 

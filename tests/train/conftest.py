@@ -1,26 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+import torch
+from train_files import NET, write_image
 
 from slope_compile.recipe import Recipe, recipe_from
 
-NET = '''
-from torch import nn
 
-def net(classes):
-    """A convolutional net with everything that matters: first layer, prunable layer, batch norms, dropout, head."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
-    )
-'''
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These nets are too small to share among threads, which then only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -45,13 +42,6 @@ def make_recipe(net_file: Path) -> Callable[..., Recipe]:
         return recipe_from(raw, "test")
 
     return make
-
-
-def write_image(path: Path, seed: int = 0, side: int = 12) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from train_files import write_image
 
 from slope_compile.errors import DataError
 from slope_compile.recipe import DataSection, ModelSection
@@ -183,4 +183,6 @@ def test_a_class_whose_images_are_all_broken_is_named(image_folder: Path) -> Non
 
 def test_mixed_seeds_are_fixed_for_all_time() -> None:
     assert mix(0, 0, 0) != mix(0, 0, 1) != mix(0, 1, 0) != mix(1, 0, 0)
-    assert mix(1, 2) == int.from_bytes(__import__("hashlib").blake2b(struct.pack("<QQ", 1, 2), digest_size=4).digest(), "little")
+    assert mix(1, 2) == int.from_bytes(
+        __import__("hashlib").blake2b(struct.pack("<QQ", 1, 2), digest_size=4).digest(), "little"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import write_image
+from train_files import write_image
 
 from slope_compile.errors import DataError, ModelError
 from slope_compile.recipe import Recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
@@ -19,6 +18,7 @@ from torch import nn
 
 from slope_compile.compression.codes import CodedTensor
 
+torch.set_num_threads(1)  # the models are smaller than what starting a thread costs
 CHANNELS, HIDDEN, CLASSES, SIDE, BLOCK = 8, 32, 6, 6, 16
 
 
@@ -68,7 +68,9 @@ class Twin:
             helper.make_node("Conv", ["b", "conv2.weight"], ["c"], "conv2"),
             helper.make_node("GlobalAveragePool", ["c"], ["d"], "pool"),
             helper.make_node("Flatten", ["d"], ["e"], "flatten"),
-            helper.make_node("Gemm", ["e", "fc.weight", "fc.bias"], ["output"], "fc", transB=0 if self.turned_fc else 1),
+            helper.make_node(
+                "Gemm", ["e", "fc.weight", "fc.bias"], ["output"], "fc", transB=0 if self.turned_fc else 1
+            ),
         ]
         graph = helper.make_graph(
             nodes,
@@ -147,20 +149,5 @@ def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return next(one for one in model.graph.node if one.name == name)
 
 
-@pytest.fixture
-def twin() -> Twin:
+def make_twin() -> Twin:
     return Twin(make_codes(), np.linspace(-1, 1, CLASSES, dtype=np.float32))
-
-
-@pytest.fixture
-def helpers() -> Any:
-    """The functions of this file, for tests that edit a model."""
-
-    class Helpers:
-        codes = staticmethod(make_codes)
-        tensor = staticmethod(tensor_of)
-        initializer = staticmethod(initializer)
-        node = staticmethod(node)
-        replace = staticmethod(replace)
-
-    return Helpers

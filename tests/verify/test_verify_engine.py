@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from verify_twins import CHANNELS, SIDE, make_twin
+
+from slope_compile.artifacts import FileDigest
+from slope_compile.build.gpu import Gpu, find_gpu
+from slope_compile.qdq.reader import coded_weights
+from slope_compile.verify import engine as engine_module
+from slope_compile.verify.engine import EngineUnderTest, check_engine, split
+from slope_compile.verify.runners import reference_session
+from slope_compile.verify.tolerance import tolerance_of
+from slope_compile.verify.verdict import Check, Once, attempt
+
+A100 = Gpu("NVIDIA A100", (8, 0))
+# An engine that is an ONNX file, run by a process that speaks the worker's protocol.
+STAND_IN = """
+import json, sys
+import onnxruntime as ort
+from safetensors.numpy import load, save
+request = json.loads(sys.stdin.buffer.readline())
+inputs = load(sys.stdin.buffer.read())
+session = ort.InferenceSession(request["engine"], providers=["CPUExecutionProvider"])
+outputs = {k.replace("input", "output"): session.run(None, {"input": v})[0] * FACTOR for k, v in inputs.items()}
+assert len(inputs) == request["feeds"] and max(len(v) for v in inputs.values()) <= 4
+sys.stdout.buffer.write(b"{}\\n" + save(outputs))
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Callable[..., Check]:
+    """A check of an 'engine' which is the ONNX file itself, on feeds of 10 samples; the profile allows 4 at once."""
+    onnx = make_twin().write(tmp_path / "model.onnx")
+    (tmp_path / "model.engine").write_bytes(onnx.read_bytes())
+    weights = coded_weights(onnx)
+    inputs = np.random.default_rng(0).standard_normal((10, CHANNELS, SIDE, SIDE), dtype=np.float32)
+
+    def run(trusted: bool = True, feeds: Any = None, **facts: Any) -> Check:
+        header = {
+            "backend": "tensorrt", "version": "10.3.0", "target": "a100", "sm": "8.0",
+            "profile": {"input": {"min": [1, 8, 6, 6], "opt": [4, 8, 6, 6], "max": [4, 8, 6, 6]}},
+            "onnx_sha256": FileDigest.of(onnx).sha256, "engine_sha256": "0", "engine_bytes": 1, "sparse_weights": True,
+        }  # fmt: skip
+        layers = tmp_path / "layers.json"
+        layers.write_text(json.dumps({"header": header | facts, "layers": []}))
+        under_test = EngineUnderTest(tmp_path / "model.engine", layers, trusted)
+        given = [{"input": inputs}] if feeds is None else feeds
+        session, tolerance = Once(lambda: reference_session(onnx)), Once(lambda: tolerance_of(weights, ten_bits=True))
+        return attempt("parity.engine", lambda: check_engine(under_test, onnx, session, tolerance, lambda: given))
+
+    return run
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: A100)
+    monkeypatch.setattr(engine_module, "check_header", lambda header, gpu: None)
+
+
+def test_without_an_engine_it_is_not_checked() -> None:
+    given = attempt("parity.engine", lambda: check_engine(None, Path("m.onnx"), Once(list), Once(list), list))
+    assert (given.status, given.detail) == ("not checked", "no engine was given")
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="this machine has a GPU")
+def test_without_a_gpu_the_reason_names_what_the_engine_was_built_for(check: Callable[..., Check]) -> None:
+    found = check()
+    assert found.status == "not checked"
+    assert "SM 8.0 (a100)" in found.detail and "no NVIDIA GPU" in found.detail
+
+
+def test_another_gpu_or_version_is_not_checked(check: Callable[..., Check], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: Gpu("RTX 4090", (8, 9)))
+    monkeypatch.setattr("slope_compile.build.backends.Backend.installed", lambda self: False)
+    assert check().status == "not checked"
+
+
+def test_an_untrusted_engine_is_never_run(
+    check: Callable[..., Check], with_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_run_engine", lambda *_: pytest.fail("an untrusted engine was run"))
+    found = check(trusted=False)
+    assert found.status == "not checked"
+    assert "sha256" in found.detail
+
+
+def test_an_engine_of_another_model_fails_without_a_gpu(check: Callable[..., Check]) -> None:
+    found = check(onnx_sha256="0" * 64)
+    assert found.status == "fail"
+    assert "another file" in found.detail
+
+
+def test_a_missing_engine_or_layer_list_fails(check: Callable[..., Check], tmp_path: Path) -> None:
+    assert check().status == "not checked"
+    none = Once(list)
+    for path, layers in (("gone.engine", "layers.json"), ("model.engine", "gone.json")):
+        under_test = EngineUnderTest(tmp_path / path, tmp_path / layers, True)
+        found = attempt("parity.engine", lambda: check_engine(under_test, tmp_path / "model.onnx", none, none, list))  # noqa: B023
+        assert found.status == "fail"
+        assert "gone" in found.detail
+
+
+@pytest.mark.parametrize(("factor", "status"), [("1", "pass"), ("1.5", "fail")])
+def test_the_engines_outputs_are_compared_in_batches_that_its_profile_allows(
+    factor: str, status: str, check: Callable[..., Check], with_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        engine_module,
+        "_WORKER",
+        STAND_IN.replace("FACTOR", f"np.float32({factor})").replace("import json", "import json, numpy as np", 1),
+    )
+    found = check()
+    assert found.status == status, found.detail
+    if factor == "1":
+        assert found.figures["relative"] <= found.figures["tolerance"]
+
+
+@pytest.mark.parametrize(
+    ("worker", "status", "words"),
+    [
+        ("import sys; sys.stderr.write('out of memory'); sys.exit(9)", "fail", "out of memory"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "fail", "exit code -11"),
+        ("""print('{"problem": "it does not load"}')""", "fail", "it does not load"),
+        ("""print('{"not_checked": "no libcudart"}')""", "not checked", "no libcudart"),
+    ],
+)
+def test_what_becomes_of_the_process_that_runs_it(
+    worker: str, status: str, words: str, check: Callable[..., Check], with_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_WORKER", worker)
+    found = check()
+    assert found.status == status
+    assert words in found.detail
+
+
+def test_without_inputs_it_is_not_checked(check: Callable[..., Check], with_gpu: None) -> None:
+    assert check(feeds=[]).status == "not checked"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None or find_gpu() is not None, reason="for TensorRT-RTX without a GPU"
+)
+def test_the_worker_itself_reports_an_engine_that_does_not_load(check: Callable[..., Check], with_gpu: None) -> None:
+    found = check(backend="tensorrt-rtx")
+    assert found.status in ("fail", "not checked")
+    assert "load" in found.detail or "CUDA" in found.detail
+
+
+def test_split_keeps_every_sample_in_order() -> None:
+    feed = {"a": np.arange(7), "b": np.arange(14).reshape(7, 2)}
+    parts = split(feed, 3)
+    assert [len(part["a"]) for part in parts] == [3, 3, 1]
+    for name, array in feed.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
+    assert len(split(feed, None)) == 1
