@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,19 @@ def export(model: nn.Module, example: torch.Tensor, path: str | Path, opset: int
         One row a layer: placement, reason, bits, pattern, bytes, density.
 
     Raises:
-        ModelError: If the model is not compressed, or cannot be exported.
+        ModelError: If the model is not compressed or cannot be exported, or the example is no batch of inputs.
         CheckFailedError: If the bytes on disk do not hold the model's codes.
     """
     if opset < DEFAULT_OPSET:
         raise ModelError(f"Opset {opset} has no INT4 DequantizeLinear.", f"Use opset {DEFAULT_OPSET} or later.")
-    codes = codes_of(model)
-    return export_model(model, codes, example, Files.beside(Path(path)), opset, Events())
+    if not isinstance(example, torch.Tensor) or not example.is_floating_point() or example.ndim < 2 or not len(example):
+        kind = list(example.shape) if isinstance(example, torch.Tensor) else type(example).__name__
+        raise ModelError(f"The example is {kind}, not a float tensor [samples, ...].", "Give a batch of inputs.")
+    target = Path(path)
+    # Beside the target and moved when proved, the model last: a failed export leaves what was there.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        files = Files.beside(Path(folder) / target.name)
+        layers = export_model(model, codes_of(model), example, files, opset, Events())
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == files.model):
+            file.replace(target.parent / file.name)
+    return layers

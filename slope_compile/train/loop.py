@@ -102,7 +102,10 @@ class Trainer:
         seed_epoch(recipe.train.seed, 0, alike=True)
         self.model = build_model(recipe.model, classes, recipe.data.size)
         plan(self.model, recipe.compression)  # a model or an override that cannot be had fails now, not after FP32
-        self.model.to(self.accelerator.device)
+        device = self.accelerator.device
+        self.model.to(device)
+        # Tensor cores want channels-last images; on a CPU they cost a quarter more time here. Weights stay as they are.
+        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self._refuse_tiny_batches()
         self.steps = batch_count(len(self.data.train), recipe.data.batch)  # per epoch
         self.report: Report | None = None
@@ -187,8 +190,7 @@ class Trainer:
             lr = lr_at(step, phase.epochs * self.steps, warmup, phase.lr)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            # Convolutions are faster on channels-last images; the weights stay as they are, the mask walks axis 1.
-            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            images = images.to(device, non_blocking=True, memory_format=self.layout)
             loss, term = self._step(phase, model, optimizer, images, labels.to(device, non_blocking=True))
             if not math.isfinite(loss + term):
                 raise self._diverged(f"the loss is {loss + term} at step {index + 1} of {self.steps}", phase, epoch, lr)

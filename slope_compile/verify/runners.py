@@ -55,6 +55,8 @@ def _session(onnx: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSess
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = FATAL
+    # Idle threads sleep instead of spinning: torch and two sessions take turns on the same cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(str(onnx), sess_options=options, providers=["CPUExecutionProvider"])
 
 

@@ -127,9 +127,12 @@ def _trained(model: Once[nn.Module] | None, findings: list[Finding]) -> tuple[nn
 
 def _trained_findings(model: nn.Module, name: str, coded: CodedTensor) -> Iterator[Finding]:
     """Yield where codes × scale is not the weight that the trained layer multiplies with."""
+    import torch
+
     module, _, attribute = name.rpartition(".")
     try:
-        weight = _numpy(getattr(model.get_submodule(module), attribute))
+        with torch.no_grad():
+            weight = _numpy(getattr(model.get_submodule(module), attribute))
     except AttributeError:
         yield Finding(name, "trained", "the trained model has no such weight")
         return

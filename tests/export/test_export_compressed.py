@@ -47,6 +47,24 @@ def test_export_is_the_packages_own_function() -> None:
         slope_compile.export(nn.Linear(2, 2), torch.ones(1, 2), "m.onnx", opset=20)
 
 
+@pytest.mark.parametrize("example", [torch.ones(3), torch.ones(0, 2), torch.ones(1, 2, dtype=torch.int64), [1.0, 2.0]])
+def test_an_example_that_is_no_batch_is_refused(example: object, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"not a float tensor \[samples, \.\.\.\]"):
+        export(nn.Linear(2, 2), example, tmp_path / "m.onnx")
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1), nn.Flatten())
+    compress(model, bits=4, pattern="2:4")
+    (tmp_path / "m.onnx").write_bytes(b"old")
+    with torch.no_grad():
+        model[0].bias.fill_(torch.nan)
+    with pytest.raises(ModelError, match="NaN"):
+        export(model, torch.ones(2, 4, 3, 3), tmp_path / "m.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+    assert (tmp_path / "m.onnx").read_bytes() == b"old"
+
+
 def test_a_run_is_exported_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = convnet()
