@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from slope_compile.artifacts import RunFolder, write_atomically
-from slope_compile.errors import ArtifactError
+from slope_compile.artifacts import FileDigest, RunFolder, write_atomically
 from slope_compile.recipe import load_recipe
 
 FLOAT_BYTES = 4
-STEP_SUFFIX = ".parametrizations.weight.0.step"
 
 
 def summarize(folder: RunFolder) -> dict[str, Any]:
-    """Return stages, per-layer rows, sizes and accuracies of a run; what is not there yet is null.
-
-    Raises:
-        ArtifactError: If a file of the run is not the JSON it should be.
-    """
+    """Return stages, per-layer rows, sizes and accuracies of a run; what is not there, or damaged, is null."""
     metrics, layers = _json(folder, "train/metrics.json"), _json(folder, "export/layers.json")
     return {
         "run": str(folder.path),
         "stages": {stage: record.to_json() for stage, record in sorted(folder.records.items())},
         "layers": _layer_rows(folder, metrics, layers),
-        "sizes": _sizes(folder, layers),
+        "sizes": _sizes(folder, metrics, layers),
         "accuracies": _accuracies(folder, metrics),
     }
 
@@ -82,18 +73,15 @@ def _targets(folder: RunFolder, kind: str) -> list[str]:
 
 
 def _json(folder: RunFolder, name: str) -> Any:
-    """Return the parsed file of a finished stage, None where the stage is not finished."""
-    stage = name.rpartition("/")[0]
-    if stage not in folder.records:
-        return None
+    """Return a finished stage's JSON file; None where there is none, or where it is not the one that was committed.
+
+    A damaged file is not parsed: saying so is the business of the `digest` check and of the next stage.
+    """
+    record = folder.records.get(name.rpartition("/")[0])
     path = folder.path / name
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        command = stage.partition("/")[0]
-        raise ArtifactError(
-            f"{path} cannot be read: {error}.", f"Make it anew with `slope-compile {command} … --force`."
-        ) from None
+    if record is None or not path.is_file() or FileDigest.of(path) != record.outputs.get(name):
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _layer_rows(folder: RunFolder, metrics: Any, layers: Any) -> list[dict[str, Any]]:
@@ -102,8 +90,9 @@ def _layer_rows(folder: RunFolder, metrics: Any, layers: Any) -> list[dict[str, 
         return []
     placed = {row["name"]: row for row in layers["layers"]} if layers else {}
     engines = {
-        t: {row["name"]: row for row in _json(folder, f"build/{t}/layers.json")["layers"]}
-        for t in _targets(folder, "build")
+        target: {row["name"]: row for row in built["layers"]}
+        for target in _targets(folder, "build")
+        if (built := _json(folder, f"build/{target}/layers.json"))
     }
     rows = []
     for planned in metrics["plan"]:
@@ -121,19 +110,19 @@ def _layer_rows(folder: RunFolder, metrics: Any, layers: Any) -> list[dict[str, 
     return rows
 
 
-def _sizes(folder: RunFolder, layers: Any) -> dict[str, Any]:
+def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:
     """Return bytes and ratios to FP32 of the coded weights and of the whole model.
 
     `nominal` counts bits × kept positions (n of m), without position metadata or scales; `packed` is a file's size and
     so is null until a packed file exists; `file` is what the ONNX file takes.
     """
     record = folder.records.get("export")
-    if record is None or layers is None:
+    if record is None or metrics is None or layers is None:
         return {}
     coded = [row for row in layers["layers"] if row["bits"] is not None]
     fp32_weights = sum(row["bytes"]["fp32"] for row in coded)
     nominal = sum(_nominal_bytes(row) for row in coded)
-    fp32_model = _fp32_bytes(folder.path / "train/checkpoint.safetensors")
+    fp32_model = metrics["fp32_bytes"]
     rest = fp32_model - fp32_weights
     file_bytes = sum(d.size for path, d in record.outputs.items() if path.startswith("export/model.onnx"))
 
@@ -153,27 +142,16 @@ def _sizes(folder: RunFolder, layers: Any) -> dict[str, Any]:
     }
 
 
-def _fp32_bytes(checkpoint: Path) -> int:
-    """Return what the model takes as FP32: every floating-point tensor of the checkpoint but the step sizes."""
-    elements = 0
-    with safe_open(checkpoint, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
-            tensor = file.get_slice(name)
-            if tensor.get_dtype().startswith("F") and not name.endswith(STEP_SUFFIX):
-                elements += math.prod(tensor.get_shape())
-    return elements * FLOAT_BYTES
-
-
 def _nominal_bytes(row: Any) -> float:
     n, m = (int(part) for part in row["pattern"].split(":")) if row["pattern"] else (1, 1)
-    elements: float = row["bytes"]["fp32"] / FLOAT_BYTES
-    return elements * n / m * row["bits"] / 8
+    elements = float(row["bytes"]["fp32"] / FLOAT_BYTES)
+    return elements * n / m * float(row["bits"]) / 8
 
 
 def _accuracies(folder: RunFolder, metrics: Any) -> dict[str, float | None]:
     onnx = None
     for target in _targets(folder, "verify"):
-        verdict = _json(folder, f"verify/{target}/verify.json")
+        verdict = _json(folder, f"verify/{target}/verify.json") or {"checks": []}
         onnx = next((c["figures"].get("onnx") for c in verdict["checks"] if c["name"] == "metric"), onnx)
     return {
         "fp32": metrics and metrics["fp32"]["accuracy"],

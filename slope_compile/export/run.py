@@ -36,7 +36,7 @@ def export_run(recipe: Recipe, trained: Path, out: Path, events: Events) -> None
     from slope_compile.train.trained import load_trained
 
     model = load_trained(recipe, trained)
-    validation = load_data(recipe.data, recipe.train.seed).validation
+    validation = load_data(recipe.data, recipe.train.seed, recipe.model.classes).validation
     samples = min(recipe.export.samples, len(validation))
     if not samples:
         raise DataError(f"{recipe.data.source} has no validation images.", "Golden outputs need at least one.")

@@ -89,12 +89,13 @@ class Data:
     skipped: dict[str, str]
 
 
-def load_data(section: DataSection, seed: int) -> Data:
+def load_data(section: DataSection, seed: int, classes: int | None = None) -> Data:
     """Open a data set and split it.
 
     Args:
         section: The recipe's data section.
         seed: Of the augmentation; the split does not depend on it.
+        classes: Of fake images, 10 if not given; every other source brings its own.
 
     Raises:
         DataError: If the source is unknown, missing, empty, has no classes, splits that differ, a class too small to
@@ -104,17 +105,18 @@ def load_data(section: DataSection, seed: int) -> Data:
     skipped: dict[str, str] = {}
     images: Images
     if source.kind == "imagefolder":
-        images, classes, train, validation, skipped = _from_folder(section)
+        images, names, train, validation, skipped = _from_folder(section)
     elif source.kind == "digits":
-        images, classes = DigitImages(), [str(digit) for digit in range(10)]
-        train, validation = stratified_split(images.labels, section.validation, classes)
+        images, names = DigitImages(), [str(digit) for digit in range(10)]
+        train, validation = stratified_split(images.labels, section.validation, names)
     else:
-        images, classes = FakeImages(source.items, section.size), [f"class{k}" for k in range(FAKE_CLASSES)]
-        train, validation = stratified_split(images.labels, section.validation, classes)
+        names = [f"class{k}" for k in range(classes or FAKE_CLASSES)]
+        images = FakeImages(source.items, section.size, len(names))
+        train, validation = stratified_split(images.labels, section.validation, names)
     return Data(
         ImageDataset(images, train, _train_transform(section), seed),
         ImageDataset(images, validation, _plain_transform(section), seed),
-        classes,
+        names,
         section.source,
         skipped,
     )
@@ -197,16 +199,20 @@ class DigitImages:
 
 
 class FakeImages:
-    """Made-up images that can be learnt: each class has a colour and a grating, each image noise of its own."""
+    """Made-up images that can be learnt: each class has a colour and a grating, each image noise of its own.
 
-    def __init__(self, items: int, size: int) -> None:
-        self.labels: Sequence[int] = [index % FAKE_CLASSES for index in range(items)]
-        k = torch.arange(FAKE_CLASSES).view(-1, 1, 1, 1)
-        hue = torch.cos(2 * math.pi * (k / FAKE_CLASSES + torch.arange(3).view(1, 3, 1, 1) / 3))  # [10, 3, 1, 1]
+    Where there are too few items for two of each class, the first classes have them.
+    """
+
+    def __init__(self, items: int, size: int, classes: int) -> None:
+        shown = min(classes, items // 2)
+        self.labels: Sequence[int] = [index % shown for index in range(items)]
+        k = torch.arange(shown).view(-1, 1, 1, 1)
+        hue = torch.cos(2 * math.pi * (k / shown + torch.arange(3).view(1, 3, 1, 1) / 3))  # [shown, 3, 1, 1]
         axis = torch.linspace(0, 1, size)
-        angle = math.pi * k / FAKE_CLASSES
+        angle = math.pi * k / shown
         along = axis.view(1, 1, 1, -1) * torch.cos(angle) + axis.view(1, 1, -1, 1) * torch.sin(angle)
-        self._patterns = 0.5 + 0.15 * hue + 0.2 * torch.sin(4 * math.pi * along)  # [10, 3, size, size]
+        self._patterns = 0.5 + 0.15 * hue + 0.2 * torch.sin(4 * math.pi * along)  # [shown, 3, size, size]
 
     def read(self, index: int) -> Tensor:
         """Return pattern + noise, uint8 [3, size, size]."""

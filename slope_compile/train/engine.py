@@ -33,7 +33,8 @@ def make_accelerator(precision: Precision) -> Accelerator:
         precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
     # The state is a singleton that refuses another precision than the process's first training had.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    # Without cpu=True, ranks on a machine with no GPU would each train alone.
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not gpu)
 
 
 @contextmanager

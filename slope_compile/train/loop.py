@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from slope_compile.artifacts import storage_errors
 from slope_compile.codes_file import save_codes
 from slope_compile.compression.api import Report, codes, layer_statistics, masks, penalty
-from slope_compile.compression.policy import plan
+from slope_compile.compression.policy import LayerPlan, plan
 from slope_compile.errors import TrainingError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe
@@ -95,7 +95,7 @@ class Trainer:
         self.recipe, self.state = recipe, state
         self.accelerator = make_accelerator(recipe.train.precision)
         self.events = events if self.accelerator.is_main_process else Events()
-        self.data = load_data(recipe.data, recipe.train.seed)
+        self.data = load_data(recipe.data, recipe.train.seed, recipe.model.classes)
         self._tell_skipped()
         classes = head_classes(recipe.model, self.data)
         self.task = Classification(classes, recipe.train.label_smoothing)
@@ -106,6 +106,8 @@ class Trainer:
         self.model.to(device)
         # Tensor cores want channels-last images; on a CPU they cost a quarter more time here. Weights stay as they are.
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        # What the dense model takes as FP32: parameters and running statistics, before any step size is added.
+        self.fp32_bytes = sum(4 * t.numel() for t in self.model.state_dict().values() if t.is_floating_point())
         self._refuse_tiny_batches()
         self.steps = batch_count(len(self.data.train), recipe.data.batch)  # per epoch
         self.report: Report | None = None
@@ -121,7 +123,7 @@ class Trainer:
             self.history = saved.history
             self.events.note("train", f"resuming after epoch {done} of {self.slope.end}")
         if done < self.fp32.end:
-            self._run_phase(self.fp32, done, saved)
+            self.run_phase(self.fp32, done, saved)
             saved, done = None, self.fp32.end
         elif saved and done == self.fp32.end:
             restore(saved, self.model, None)
@@ -129,7 +131,7 @@ class Trainer:
         if self.history["fp32"] is None:
             self.history["fp32"] = self._result()
         self.report = compress_by(self.recipe.compression, self.model)
-        self._run_phase(self.slope, done, saved)
+        self.run_phase(self.slope, done, saved)
         self.history["compressed"] = self._result()
 
     def write(self, out: Path) -> None:
@@ -141,8 +143,9 @@ class Trainer:
             "fp32": self.history["fp32"],
             "compressed": self.history["compressed"],
             "epochs": self.history["epochs"],
-            "plan": [asdict(row) for row in self.report],
+            "plan": [_plan_row(row) for row in self.report],
             "layers": last["layers"],
+            "fp32_bytes": self.fp32_bytes,
             "classes": self.data.classes,
             "data": {"train": len(self.data.train), "validation": len(self.data.validation)},
         }
@@ -151,7 +154,8 @@ class Trainer:
             save_codes(out / CODES, codes(self.model))
             (out / METRICS).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
-    def _run_phase(self, phase: Phase, done: int, saved: SavedState | None) -> None:
+    def run_phase(self, phase: Phase, done: int, saved: SavedState | None) -> None:
+        """Train the epochs of a phase that are not done yet; `saved` is the state to go on from."""
         optimizer = make_optimizer(self.model, self.recipe.train)
         model, prepared = self.accelerator.prepare(self.model, optimizer)
         if saved:
@@ -285,6 +289,10 @@ class Trainer:
             f"learning rate {lr:.3g}. {kept}.",
             f"Lower {key} (now {phase.lr:g}) or lengthen train.warmup_epochs, and train again with --force.",
         )
+
+
+def _plan_row(row: LayerPlan) -> dict[str, Any]:
+    return {**asdict(row), "pattern": row.pattern and "{}:{}".format(*row.pattern)}
 
 
 def _finite(value: Any) -> float | None:

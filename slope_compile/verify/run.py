@@ -111,7 +111,7 @@ def _metric(recipe: Recipe, metrics: Path) -> MetricTask:
     from slope_compile.train.loader import batches, in_order
 
     measured = _json(metrics)
-    validation = load_data(recipe.data, recipe.train.seed).validation
+    validation = load_data(recipe.data, recipe.train.seed, recipe.model.classes).validation
     order = in_order(len(validation), recipe.data.batch)
 
     def arrays() -> Iterator[Batch]:

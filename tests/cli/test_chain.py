@@ -198,7 +198,8 @@ def test_settings_that_change_training_get_a_folder_of_their_own(finished: Path,
 def test_the_report_is_there_and_refers_to_nothing_outside(finished: Path) -> None:
     page = (finished / RUN / "report.html").read_text()
     assert "pass" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
 
 
 def test_build_of_a_foreign_onnx_file(finished: Path, tmp_path: Path, cli: Any) -> None:

@@ -46,7 +46,7 @@ def place(folder: Path, workplace: Path) -> Path:
         ("model.name=timm/resnet81", ["resnet81"]),
         ("model.name=tiny.py:tyni", ["tyni", "tiny"]),
         ("model.name=nothere.py:tiny", ["nothere.py"]),
-        ("model.classes=7", ["7", "4"]),
+        ("data.source=digits", ["model.classes is 4", "digits has 10 classes"]),
         ("data.source=imagefolder:nowhere", ["nowhere"]),
         ("data.source=digit", ["digit", "Did you mean 'digits'"]),
         ("compression.overrides={nolayer: off}", ["nolayer"]),

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from train_files import NET, write_image
+from train_files import NET, recipe_of, write_image
 
-from slope_compile.recipe import Recipe, recipe_from
+from slope_compile.recipe import Recipe
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,18 +30,7 @@ def net_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_recipe(net_file: Path) -> Callable[..., Recipe]:
     """A recipe of the tiny net on 64 made-up images; keywords replace keys of a section."""
-
-    def make(**sections: dict[str, Any]) -> Recipe:
-        raw: dict[str, dict[str, Any]] = {
-            "model": {"name": f"{net_file}:net"},
-            "data": {"source": "fake:64", "size": 8, "batch": 32, "workers": 0},
-            "train": {"pretrain_epochs": 2, "epochs": 2, "lr": 0.05, "precision": "fp32"},
-        }
-        for name, keys in sections.items():
-            raw[name] = raw.get(name, {}) | keys
-        return recipe_from(raw, "test")
-
-    return make
+    return partial(recipe_of, net_file)
 
 
 @pytest.fixture

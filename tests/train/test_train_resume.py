@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from torch import nn, optim
@@ -19,11 +20,16 @@ from train_files import commit
 
 from slope_compile.recipe import Recipe
 from slope_compile.train.checkpoint import find_state, restore
-from slope_compile.train.trained import CHECKPOINT, CODES, METRICS
+from slope_compile.train.data import load_data
+from slope_compile.train.trained import CHECKPOINT, CODES, METRICS, evaluate, load_trained
 
 FILES = (CHECKPOINT, CODES, METRICS)
 
-Start = Callable[[Recipe | None, Path, list[Any] | None], int]
+
+class Start(Protocol):
+    """Runs a training (or, without a recipe, two commits) in a fork and returns its wait status."""
+
+    def __call__(self, recipe: Recipe | None, folder: Path, kill: list[Any] | None, ranks: int = 1) -> int: ...
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +37,12 @@ def start() -> Iterator[Start]:
     script = Path(__file__).with_name("train_child.py")
     child = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def order(recipe: Recipe | None, folder: Path, kill: list[Any] | None) -> int:
+    def order(recipe: Recipe | None, folder: Path, kill: list[Any] | None, ranks: int = 1) -> int:
         assert child.stdin is not None
         assert child.stdout is not None
         orders = {"what": "commit"} if recipe is None else {"what": "train", "recipe": recipe.model_dump(mode="json")}
         paths = {"out": str(folder / "out"), "state": str(folder / "state")}
-        child.stdin.write(json.dumps({**orders, "kill": kill, **paths}) + "\n")
+        child.stdin.write(json.dumps({**orders, "kill": kill, "ranks": ranks, "port": free_port(), **paths}) + "\n")
         child.stdin.flush()
         return int(child.stdout.readline())
 
@@ -46,6 +52,12 @@ def start() -> Iterator[Start]:
     child.stdin.close()
     child.stdout.close()
     child.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -105,3 +117,18 @@ def test_a_kill_at_any_step_of_a_commit_leaves_the_old_state_or_the_new(start: S
     assert found == sorted(found)
     assert found.count(1) > 6
     assert found.count(2) > 3
+
+
+def test_two_ranks_train_one_model(make_recipe: Callable[..., Recipe], start: Start, tmp_path: Path) -> None:
+    """As under torchrun: the first rank writes, the metrics are those of the model that it wrote, over all items."""
+    recipe = make_recipe(data={"source": "fake:100"}, train={"pretrain_epochs": 1, "epochs": 1})
+    folder = fresh(tmp_path / "two")
+    assert start(recipe, folder, None, ranks=2) == 0
+    metrics = json.loads((folder / "out" / METRICS).read_text())
+    measured = evaluate(load_trained(recipe, folder / "out"), load_data(recipe.data, 0).validation, batch=64)
+    assert measured["items"] == metrics["data"]["validation"] == 20
+    assert measured["accuracy"] == pytest.approx(metrics["compressed"]["accuracy"])
+    assert measured["loss"] == pytest.approx(metrics["compressed"]["loss"], rel=1e-5)
+    expected = digests(folder)
+    assert start(recipe, folder, None, ranks=2) == 0, "all ranks take up the state"
+    assert digests(folder) == expected

@@ -1,8 +1,8 @@
 """A process that imports torch once and then runs each order in a fork of its own, so that a SIGKILL costs no import.
 
-Orders on stdin, one JSON object a line, {"what": "train" or "commit", "recipe", "out", "state", "kill": [POINT, COUNT]
-or null}. A fork kills itself with SIGKILL at the COUNT-th progress event or file-system step. Answers: one wait status
-a line. `commit` only saves the states of a small module after epochs 1 and 2.
+Orders on stdin, one JSON object a line, {"what": "train" or "commit", "recipe", "out", "state", "ranks", "port",
+"kill": [POINT, COUNT] or null}. A fork kills itself with SIGKILL at the COUNT-th progress event or file-system step.
+Answers: one wait status a line. `commit` only saves the states of a small module after epochs 1 and 2.
 """
 
 from __future__ import annotations
@@ -73,20 +73,31 @@ def run(order: dict[str, Any]) -> None:
     train(recipe_from(order["recipe"], "test"), out, state, events)
 
 
+def fork(order: dict[str, Any], rank: int) -> int:
+    """Start one rank, with the environment that torchrun gives it, and return its process id."""
+    child = os.fork()
+    if child:
+        return child
+    if order["ranks"] > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": order["ranks"], "LOCAL_WORLD_SIZE": order["ranks"]}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(order["port"])})
+    try:
+        run(order)
+    except BaseException:
+        sys.stderr.write(traceback.format_exc())
+        sys.stderr.flush()
+        os._exit(3)
+    os._exit(0)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what is imported is not garbage: each fork would look through it again
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            try:
-                run(json.loads(line))
-            except BaseException:
-                sys.stderr.write(traceback.format_exc())
-                sys.stderr.flush()
-                os._exit(3)
-            os._exit(0)
-        sys.stdout.write(f"{os.waitpid(child, 0)[1]}\n")
+        order = json.loads(line)
+        children = [fork(order, rank) for rank in range(order["ranks"])]
+        sys.stdout.write(f"{max(os.waitpid(child, 0)[1] for child in children)}\n")
         sys.stdout.flush()
 
 

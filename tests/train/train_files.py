@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn, optim
 
+from slope_compile.recipe import Recipe, recipe_from
 from slope_compile.train.checkpoint import save_state
 
 NET = '''
@@ -20,6 +22,18 @@ def net(classes):
         nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
     )
 '''
+
+
+def recipe_of(net_file: Path, **sections: dict[str, Any]) -> Recipe:
+    """The tiny net on 64 made-up images, two epochs a phase; `sections` replace keys."""
+    raw: dict[str, dict[str, Any]] = {
+        "model": {"name": f"{net_file}:net"},
+        "data": {"source": "fake:64", "size": 8, "batch": 32, "workers": 0},
+        "train": {"pretrain_epochs": 2, "epochs": 2, "lr": 0.05, "precision": "fp32"},
+    }
+    for name, keys in sections.items():
+        raw[name] = raw.get(name, {}) | keys
+    return recipe_from(raw, "test")
 
 
 def write_image(path: Path, seed: int = 0, side: int = 12) -> Path:
