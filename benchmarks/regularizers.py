@@ -2,9 +2,9 @@
 
     python benchmarks/regularizers.py --seeds 5 --out benchmarks/results/regularizers-digits.json
 
-For each seed: FP32 once, then from those same weights every arm with the demo's own recipe and schedule. `fp32-longer` trains
-the fine-tuning epochs on without compression, so that the extra epochs are not mistaken for a gain. Paired by seed. Finished
-seeds are kept in the result file: the same command goes on from there.
+For each seed: FP32 once, then from those same weights every arm with the demo's own recipe and schedule. `fp32-longer`
+trains the fine-tuning epochs on without compression, so that the extra epochs are not mistaken for a gain. Paired by
+seed. Finished seeds are kept in the result file: the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
         write(arguments.out, rows, arguments.seeds)
     write(arguments.out, rows, arguments.seeds)
     for name, arm in summarize(rows).items():
-        print(f"{name:14} accuracy {arm['accuracy_mean']:.4f} (sd {arm['accuracy_sd']:.4f})  cosine {arm['cosine_mean']}")
+        print(
+            f"{name:14} accuracy {arm['accuracy_mean']:.4f} (sd {arm['accuracy_sd']:.4f})  cosine {arm['cosine_mean']}"
+        )
 
 
 def run_seed(seed: int) -> list[dict[str, Any]]:
@@ -58,13 +60,19 @@ def run_seed(seed: int) -> list[dict[str, Any]]:
         save_file(portable(trainer.model.state_dict()), weights)
         rows = [{"seed": seed, "arm": "fp32", "accuracy": trainer.history["epochs"][-1]["accuracy"]}]
         again = [f"train.seed={seed}", f"model.weights={weights}"]
-        longer = load_recipe(RECIPE, [*again, f"train.pretrain_epochs={base.train.epochs}", f"train.pretrain_lr={base.train.lr}"])
+        longer = load_recipe(
+            RECIPE, [*again, f"train.pretrain_epochs={base.train.epochs}", f"train.pretrain_lr={base.train.lr}"]
+        )
         trainer = Trainer(longer, work / "longer", Events())
         trainer.run_phase(trainer.fp32, 0, None)
         rows.append({"seed": seed, "arm": "fp32-longer", "accuracy": trainer.history["epochs"][-1]["accuracy"]})
         for bits, regularizer in ARMS:
             arm = [f"compression.bits={bits}", f"compression.regularizer={regularizer}", "train.pretrain_epochs=0"]
-            rows.append(run_arm(load_recipe(RECIPE, [*again, *arm]), work / f"{regularizer}{bits}", seed, f"{regularizer} W{bits}"))
+            rows.append(
+                run_arm(
+                    load_recipe(RECIPE, [*again, *arm]), work / f"{regularizer}{bits}", seed, f"{regularizer} W{bits}"
+                )
+            )
     return rows
 
 

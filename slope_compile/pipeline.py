@@ -9,10 +9,12 @@ inputs and, for engines, the backend's version.
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +37,11 @@ ROOMS = {
     "verify": ("qdq", "verify", "train"),
 }
 LOGS = ("build.log",)  # kept, but not digested: it holds times
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes: alone, or rank 0 under torchrun or `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class Pipeline:
         Raises:
             SlopeCompileError: As the stages do; what was committed before stays.
         """
+        if not is_first_process():
+            return [self._join_training(stage) for stage in stages if stage == "train"]
         write_atomically(self.folder.path / "recipe.yaml", self.recipe.to_yaml())
         outcomes = [self._run_one(stage) for stage in stages]
         write_report(self.folder)
@@ -110,6 +119,8 @@ class Pipeline:
         self.events.emit("stage_start", stage=stage, reason=reason)
         started = time.monotonic()
         partial = self.folder.fresh_partial(stage)
+        if kind == "train":
+            self._prepare_state(key)
         work: Callable[[Path, str], None] = getattr(self, f"_{kind}")
         with storage_errors(partial):
             work(partial, target)
@@ -125,9 +136,31 @@ class Pipeline:
         self.events.emit("stage_end", stage=stage, wall_s=facts["wall_s"])
         return Outcome(stage, "done", reason)
 
+    def _join_training(self, stage: str) -> Outcome:
+        """Take part in a training that the first process leads; only that one writes."""
+        reason = "forced" if self.force else self.folder.why_stale(stage, self._key(stage))
+        if reason is None:
+            return Outcome(stage, "skipped", "unchanged")
+        self._train(self.folder.partial_path(stage), "")
+        return Outcome(stage, "done", reason)
+
+    def _prepare_state(self, key: dict[str, str]) -> None:
+        """Drop what an interrupted training left if it was of other data or other code, or if all is to be redone."""
+        note = self._state / "key.json"
+        with storage_errors(self._state):
+            if self._state.exists() and (self.force or not note.is_file() or json.loads(note.read_text()) != key):
+                self.events.note(
+                    "train", "starting over: data, code or recipe changed since the interruption, or --force"
+                )
+                shutil.rmtree(self._state)
+            self._state.mkdir(exist_ok=True)
+            write_atomically(note, json.dumps(key))
+
     def _train(self, partial: Path, _: str) -> None:
+        from slope_compile.train.engine import wait_for_all
         from slope_compile.train.loop import train
 
+        wait_for_all()
         train(self.recipe, partial, self._state, self.events)
 
     def _export(self, partial: Path, _: str) -> None:
@@ -212,7 +245,7 @@ def code_digest(*rooms: str) -> str:
 
 @contextmanager
 def open_run(path: Path, recipe: Recipe, events: Events, force: bool = False) -> Iterator[Pipeline]:
-    """Make or open a run folder, hold its lock, and give its pipeline."""
+    """Make or open a run folder, hold its lock, and give its pipeline; of several processes the first holds it."""
     folder = RunFolder(path)
-    with folder.locked():
+    with folder.locked() if is_first_process() else nullcontext():
         yield Pipeline(recipe, folder, events, force)

@@ -10,7 +10,8 @@ HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", 
 
 def test_exported_names_are_these_and_all_of_them_load() -> None:
     assert sorted(sc.__all__) == [
-        "CodedTensor", "Recipe", "__version__", "build", "codes", "compress", "export", "load_recipe", "penalty", "verify",
+        "CodedTensor", "Recipe", "__version__", "build", "codes", "compress", "export", "load_recipe", "penalty",
+        "verify",
     ]  # fmt: skip
     for name in sc.__all__:
         assert getattr(sc, name) is not None

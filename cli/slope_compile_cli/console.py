@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from typing_extensions import Self
 
+LOG_WIDTH = 200
 STYLES = {"pass": "green", "fail": "bold red", "not checked": "yellow"}
 
 
@@ -31,9 +33,8 @@ class Console:
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
-        # soft_wrap: a path or a sentence is never broken where no terminal asks for it
-        self.err = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
-        self.out = self.err if json else rich.console.Console(highlight=False, soft_wrap=True)
+        self.err = _stream(stderr=True)
+        self.out = self.err if json else _stream(stderr=False)
 
     def say(self, text: str) -> None:
         """Print one line for people."""
@@ -60,10 +61,20 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table; None becomes a dash."""
-        table = Table(*columns, title=title, title_justify="left")
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, no_wrap=index == 0, overflow="fold")
         for row in rows:
             table.add_row(*(escape("–" if cell is None else str(cell)) for cell in row))
         self.out.print(table, soft_wrap=False)
+
+
+def _stream(stderr: bool) -> rich.console.Console:
+    # soft_wrap: a path or a sentence is never broken where no terminal asks for it; nor is a table in a log file.
+    console = rich.console.Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = LOG_WIDTH
+    return console
 
 
 def finite(value: Any) -> Any:

@@ -48,11 +48,21 @@ def _run(console: Console, path: Path) -> None:
 
 
 def _onnx_rows(path: Path) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from slope_compile.build.placement import is_sparse
     from slope_compile.qdq.reader import coded_weights
 
     return [
-        {"name": w.name, "op": w.op, "dtype": w.dtype, "shape": list(w.shape), "density": w.density, "bytes": w.nbytes}
-        for w in coded_weights(path)
+        {
+            "name": weight.name,
+            "op": weight.op,
+            "dtype": weight.dtype,
+            "shape": list(weight.stored.shape),
+            "density": int(np.count_nonzero(weight.stored)) / max(1, weight.stored.size),
+            "fits_2_4": is_sparse(weight),
+        }
+        for weight in coded_weights(path)
     ]
 
 

@@ -12,7 +12,7 @@ import typer
 from slope_compile.artifacts import RunFolder
 from slope_compile.errors import RecipeError
 from slope_compile.events import Events
-from slope_compile.pipeline import TRAIN_SECTIONS, Outcome, Pipeline, open_run
+from slope_compile.pipeline import TRAIN_SECTIONS, Outcome, Pipeline, is_first_process, open_run
 from slope_compile.recipe import Recipe, load_recipe
 from slope_compile_cli.console import Console, StageProgress
 
@@ -64,6 +64,10 @@ def execute(
         for outcome in outcomes:
             console.say(f"{outcome.stage}: {outcome.action} ({outcome.reason})")
         return outcomes
+    if not is_first_process():
+        with open_run(out, recipe, Events(), force) as pipeline:
+            pipeline.run(choose(pipeline))
+        raise typer.Exit  # the first process tells
     with StageProgress(console) as progress:
         events = Events(out / "events.jsonl", [progress])
         with open_run(out, recipe, events, force) as pipeline:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -35,6 +35,12 @@ def make_accelerator(precision: Precision) -> Accelerator:
     AcceleratorState._reset_state()
     # Without cpu=True, ranks on a machine with no GPU would each train alone.
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=not gpu)
+
+
+def wait_for_all() -> None:
+    """Wait until every process of a torchrun or `accelerate launch` is here; alone, go on."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
 @contextmanager
