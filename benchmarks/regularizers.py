@@ -1,10 +1,11 @@
 """Accuracy and alignment of each regularizer on the digits demo, five seeds, side by side.
 
-    python benchmarks/regularizers.py --seeds 5 --out benchmarks/results/regularizers-digits.json
+    OMP_NUM_THREADS=1 python benchmarks/regularizers.py --seeds 0 1 2 3 4 --out benchmarks/results/regularizers-digits.json
 
 For each seed: FP32 once, then from those same weights every arm with the demo's own recipe and schedule. `fp32-longer`
 trains the fine-tuning epochs on without compression, so that the extra epochs are not mistaken for a gain. Paired by
-seed. Finished seeds are kept in the result file: the same command goes on from there.
+seed. Finished seeds are kept in the result file: the same command goes on from there, and two processes may share the
+seeds of one file.
 """
 
 from __future__ import annotations
@@ -33,20 +34,22 @@ ARMS = [(bits, regularizer) for bits in (4, 2) for regularizer in ("none", "l2",
 def main() -> None:
     """Run what is missing in the result file and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
-    for seed in range(arguments.seeds):
-        if any(row["seed"] == seed for row in rows):
-            continue
-        rows += run_seed(seed)
-        write(arguments.out, rows, arguments.seeds)
-    write(arguments.out, rows, arguments.seeds)
-    for name, arm in summarize(rows).items():
+    for seed in arguments.seeds:
+        if all(row["seed"] != seed for row in known(arguments.out)):
+            rows = run_seed(seed)
+            write(arguments.out, sorted(known(arguments.out) + rows, key=lambda row: int(row["seed"])))
+    for name, arm in summarize(known(arguments.out)).items():
         print(
             f"{name:14} accuracy {arm['accuracy_mean']:.4f} (sd {arm['accuracy_sd']:.4f})  cosine {arm['cosine_mean']}"
         )
+
+
+def known(path: Path) -> list[dict[str, Any]]:
+    """Return the rows measured so far."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
 def run_seed(seed: int) -> list[dict[str, Any]]:
@@ -104,10 +107,10 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def write(path: Path, rows: list[dict[str, Any]], seeds: int) -> None:
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows, summary, and what they were measured on."""
     document = {
-        "command": f"python benchmarks/regularizers.py --seeds {seeds} --out {path.name}",
+        "command": f"OMP_NUM_THREADS=1 python benchmarks/regularizers.py --seeds 0 1 2 3 4 --out {path}",
         "recipe": RECIPE,
         "validation_images": 359,
         "machine": {key: value for key, value in machine.machine().items() if key in ("cores", "gpus", "platform")},

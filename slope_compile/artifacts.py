@@ -3,10 +3,10 @@
 An artifact exists only when the manifest says so. A stage works in `STAGE.partial`; `commit` syncs its files, moves the
 folder into place and writes the manifest last. A process killed at any point leaves the old artifact or the new one:
 
-    1. STAGE      -> STAGE.old       (where there was one)
+    1. STAGE         -> .STAGE.old   (where there was one)
     2. STAGE.partial -> STAGE
     3. manifest.json                 (temporary name, fsync, rename)
-    4. STAGE.old removed
+    4. .STAGE.old removed
 
 `recover` finishes or undoes an interrupted commit by asking which of the two folders the manifest describes.
 """
@@ -134,6 +134,7 @@ class RunFolder:
                 raise StorageError(
                     f"Another slope-compile process is working in {self.path}.", "Wait for it, or use another --out."
                 ) from None
+            self.records = self._read_manifest()  # as it is now that nobody else writes
             self.recover()
             yield
 
@@ -208,7 +209,7 @@ class RunFolder:
             logs: File names that are kept but not digested (they hold times).
         """
         partial, final = self.partial_path(stage), self.stage_path(stage)
-        old = final.with_name(final.name + ".old")
+        old = final.with_name(f".{final.name}.old")
         with storage_errors(partial):
             outputs = {}
             for file in sorted(p for p in partial.rglob("*") if p.is_file()):
@@ -228,10 +229,10 @@ class RunFolder:
 
     def recover(self) -> None:
         """Finish or undo commits that a kill interrupted."""
-        for old in sorted([*self.path.glob("*.old"), *self.path.glob("*/*.old")]):
+        for old in sorted([*self.path.glob(".*.old"), *self.path.glob("*/.*.old")]):
             if not old.is_dir():
                 continue
-            stage = old.with_name(old.name.removesuffix(".old")).relative_to(self.path).as_posix()
+            stage = old.with_name(old.name[1:].removesuffix(".old")).relative_to(self.path).as_posix()
             with storage_errors(old):
                 if stage in self.records and not self.mismatches(stage):
                     shutil.rmtree(old)

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -34,7 +34,7 @@ ROOMS = {
     "train": ("train",),
     "export": ("qdq", "export", "train"),
     "build": ("qdq", "build"),
-    "verify": ("qdq", "verify", "train"),
+    "verify": ("qdq", "build", "verify", "train"),
 }
 LOGS = ("build.log",)  # kept, but not digested: it holds times
 
@@ -78,12 +78,20 @@ class Pipeline:
         last = {"train": 1, "export": 2}.get(upto, len(names))
         return names[:last]
 
-    def run(self, stages: Iterable[str]) -> list[Outcome]:
+    def _refuse_unknown_targets(self, stages: Iterable[str]) -> None:
+        """Raise before anything runs: a misspelt target must not cost a training."""
+        from slope_compile.build.targets import find_target
+
+        for target in (*self.recipe.build.targets, *(s.partition("/")[2] for s in stages if "/" in s)):
+            find_target(target)
+
+    def run(self, stages: Sequence[str]) -> list[Outcome]:
         """Run the named stages, in order, skipping what is unchanged; then write the report.
 
         Raises:
             SlopeCompileError: As the stages do; what was committed before stays.
         """
+        self._refuse_unknown_targets(stages)
         if not is_first_process():
             return [self._join_training(stage) for stage in stages if stage == "train"]
         write_atomically(self.folder.path / "recipe.yaml", self.recipe.to_yaml())
@@ -91,8 +99,9 @@ class Pipeline:
         write_report(self.folder)
         return outcomes
 
-    def plan(self, stages: Iterable[str]) -> list[Outcome]:
+    def plan(self, stages: Sequence[str]) -> list[Outcome]:
         """Say what `run` would do, and why; nothing is written."""
+        self._refuse_unknown_targets(stages)
         outcomes: list[Outcome] = []
         stale: set[str] = set()
         for stage in stages:
@@ -111,6 +120,8 @@ class Pipeline:
         if kind != "verify":  # the verifier reports damaged inputs as a failed check, the others refuse them
             for upstream in _upstream(stage):
                 self.folder.require(upstream)
+        if kind != "train":
+            self._refuse_other_training()
         key = self._key(stage)
         reason = "forced" if self.force else self.folder.why_stale(stage, key)
         if reason is None:
@@ -118,6 +129,7 @@ class Pipeline:
             return Outcome(stage, "skipped", "unchanged")
         self.events.emit("stage_start", stage=stage, reason=reason)
         started = time.monotonic()
+        machine.restart_peak_memory()
         partial = self.folder.fresh_partial(stage)
         if kind == "train":
             self._prepare_state(key)
@@ -135,6 +147,15 @@ class Pipeline:
             shutil.rmtree(self._state, ignore_errors=True)
         self.events.emit("stage_end", stage=stage, wall_s=facts["wall_s"])
         return Outcome(stage, "done", reason)
+
+    def _refuse_other_training(self) -> None:
+        """Raise if a forced training was interrupted: recipe.yaml is the new one, what is trained is the old."""
+        trained = self.folder.records.get("train")
+        if trained is not None and trained.key["recipe"] != self.recipe.digest(*TRAIN_SECTIONS):
+            raise ArtifactError(
+                f"{self.folder.path} was trained with another recipe than its recipe.yaml: a training was interrupted.",
+                "Finish it with the same `slope-compile train` or `run` command.",
+            )
 
     def _join_training(self, stage: str) -> Outcome:
         """Take part in a training that the first process leads; only that one writes."""
@@ -189,6 +210,10 @@ class Pipeline:
             from slope_compile.train.sources import source_digests
 
             key |= source_digests(self.recipe)
+        if kind == "verify":
+            # A machine with another GPU can check what this one could not.
+            gpus = ", ".join(f"{gpu['name']} {gpu['driver_version']}" for gpu in machine.gpus())
+            key["machine"] = f"onnxruntime {machine.version_of('onnxruntime')}, GPUs: {gpus or 'none'}"
         if kind == "build":
             from slope_compile.build.backends import backend_version
 

@@ -33,7 +33,7 @@ def verdict_of(folder: RunFolder, targets: Iterable[str] | None = None) -> dict[
     checks = [{**check, "target": target} for target, verdict in present.items() for check in verdict["checks"]]
     if not present:
         return {"verdict": "not checked", "checks": []}
-    failed = any(verdict["verdict"] != "pass" for verdict in present.values())
+    failed = len(present) < len(chosen) or any(verdict["verdict"] != "pass" for verdict in present.values())
     return {"verdict": "fail" if failed else "pass", "checks": checks}
 
 

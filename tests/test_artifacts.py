@@ -92,7 +92,7 @@ def test_killed_between_any_two_operations_the_old_or_the_new_is_there(
     text = (tmp_path / "build/a100/model.engine").read_text()
     assert text in ("old", "new")
     assert text == "new" or not finished
-    assert not list(tmp_path.glob("**/*.old"))
+    assert not list(tmp_path.glob("**/.*.old"))
 
 
 def test_the_sweep_above_reaches_the_end_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,8 @@ def command(
 def _build_file(console: Console, source: Path, target: str, out: Path | None) -> None:
     from slope_compile.build.single import build
 
-    with StageProgress(console) as progress:
+    progress = StageProgress(console)
+    with progress.drawing():
         layers = build(source, target, out, events=Events(listeners=[progress]))
     _print_layers(console, f"{source} for {target}", layers)
     console.result(layers)

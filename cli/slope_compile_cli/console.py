@@ -5,15 +5,14 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import rich.console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from typing_extensions import Self
 
 LOG_WIDTH = 200
 STYLES = {"pass": "green", "fail": "bold red", "not checked": "yellow"}
@@ -88,7 +87,7 @@ def finite(value: Any) -> Any:
     return value
 
 
-class StageProgress(AbstractContextManager["StageProgress"]):
+class StageProgress:
     """Draws what the stages tell: a bar per stage on a terminal, a line per stage elsewhere.
 
     Args:
@@ -105,12 +104,11 @@ class StageProgress(AbstractContextManager["StageProgress"]):
         )  # fmt: skip
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Keep the bars on the terminal while the stages run."""
+        with self._bars:
+            yield
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Draw one event."""

@@ -18,6 +18,8 @@ PIECES = (
 
 def command(json: options.Json = False) -> None:
     """Tell versions and GPUs, and what each missing piece enables; paste it into a bug report."""
+    from slope_compile.build.gpu import find_gpu
+
     console = Console(json)
     versions, facts = machine.versions(), machine.machine()
     console.table("versions", ["package", "version"], list(versions.items()))
@@ -26,7 +28,9 @@ def command(json: options.Json = False) -> None:
         console.say(
             f"gpu: {gpu['name']}, SM {gpu['compute_cap']}, {gpu['memory.total']}, driver {gpu['driver_version']}"
         )
-    if not facts["gpus"]:
+    if not facts["gpus"] and (gpu := find_gpu()):  # Jetson's nvidia-smi tells nothing
+        console.say(f"gpu: {gpu}")
+    elif not facts["gpus"]:
         console.say("gpu: none; engines are built (tensorrt-rtx) but not run, and `verify` lists them as not checked")
     missing = [{"package": p, "enables": what, "install": how} for p, what, how in PIECES if p not in versions]
     if missing:

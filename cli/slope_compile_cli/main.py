@@ -54,9 +54,11 @@ def main() -> None:
     console = Console(json=json_requested(sys.argv))
     try:
         app()
-    except SystemExit as end:  # typer has told people already
-        if end.code == 2:
+    except SystemExit as end:
+        if end.code == 2:  # typer has told people already
             console.result({"error": {"problem": "usage", "remedy": "See --help.", "exit_code": 2}})
+        if end.code == INTERRUPTED:
+            console.failure("Interrupted.", "The same command, without --force, goes on from there.", INTERRUPTED)
         raise
     except CheckFailedError as error:
         console.failure(str(error), "", 1)
@@ -64,11 +66,11 @@ def main() -> None:
     except SlopeCompileError as error:
         console.failure(error.problem, error.remedy, 2)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.failure("Interrupted.", "The same command goes on from where it stopped.", INTERRUPTED)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(0)  # the reader (head, less) has seen enough
+    except OSError as error:
+        console.failure(
+            f"{error.filename or 'The system'}: {error.strerror or error}.", "Check path, rights and space.", 2
+        )
+        sys.exit(2)
     except Exception as error:
         traceback.print_exc()
         remedy = f"Please report it on {ISSUES} with the lines above and the output of `slope-compile doctor`."

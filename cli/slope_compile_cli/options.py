@@ -68,7 +68,8 @@ def execute(
         with open_run(out, recipe, Events(), force) as pipeline:
             pipeline.run(choose(pipeline))
         raise typer.Exit  # the first process tells
-    with StageProgress(console) as progress:
+    progress = StageProgress(console)
+    with progress.drawing():
         events = Events(out / "events.jsonl", [progress])
         with open_run(out, recipe, events, force) as pipeline:
             return pipeline.run(choose(pipeline))

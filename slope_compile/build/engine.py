@@ -28,7 +28,6 @@ from slope_compile.qdq.tensors import load_model
 from slope_compile.recipe import BatchRange, BuildSection
 
 MAX_LAYERS_BYTES = 100_000_000
-LOG_TAIL = 5
 # The worker imports what this process would: same interpreter, same search path, whatever the working directory.
 _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.build.worker import main; main()"
 

@@ -7,6 +7,7 @@ Malformed files end in an ArtifactError that names the tensor.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from slope_compile.qdq.weights import CodedWeight, Step, check_quantization
 
 __all__ = ["CodedWeight", "coded_weights"]
 
+NARROW = ("FLOAT16", "BFLOAT16")
 _FOLLOWED = ("DequantizeLinear", "QuantizeLinear", "Cast", "CastLike", "Transpose", "Reshape", "Identity")
 _Path = list[tuple[Scope, NodeProto]]  # from the consumer back to the initializer
 
@@ -95,13 +97,18 @@ def _weight(
     shape: tuple[int, ...] = stored.shape
     steps: list[Step] = []
     dequantize: tuple[Scope, NodeProto] | None = None
+    narrowed: str | None = None
     quantized = False  # floats that the graph quantizes as it runs: what follows is not what is stored
     for where, source in reversed(path):  # forwards: from the initializer to the consumer
         if source.op_type in ("Transpose", "Reshape"):
             steps.append(_step(where, source, shape, name, folder))
             shape = steps[-1].shape_after(shape)
         elif source.op_type == "QuantizeLinear":
+            if dequantize is not None:
+                raise ArtifactError(f"Tensor '{name}' is quantized again after it was dequantized.", REMEDY)
             quantized = True
+        elif source.op_type == "Cast" and dequantize is not None:
+            narrowed = _narrower(source, narrowed)
         elif source.op_type == "DequantizeLinear" and not quantized:
             if dequantize is not None:
                 raise ArtifactError(f"Tensor '{name}' is dequantized twice.", REMEDY)
@@ -120,8 +127,16 @@ def _weight(
         steps=tuple(steps),
         consumed_axis=_consumed_axis(scope, node, index, len(shape), name),
     )
+    if narrowed and weight.value_dtype not in NARROW:
+        weight = replace(weight, value_dtype=narrowed)
     check_quantization(weight)
     return weight
+
+
+def _narrower(cast: NodeProto, so_far: str | None) -> str | None:
+    """Return the type to which values were rounded on the way: a later wider cast does not bring the digits back."""
+    to = next((TensorProto.DataType.Name(a.i) for a in cast.attribute if a.name == "to"), "")
+    return to if to in NARROW else so_far
 
 
 def _consumed_axis(scope: Scope, node: NodeProto, index: int, rank: int, name: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -60,7 +59,6 @@ def evaluate(
     model: nn.Module,
     dataset: ImageDataset,
     batch: int,
-    progress: Callable[[int, int], None] | None = None,
     *,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
@@ -71,7 +69,6 @@ def evaluate(
         model: Images [n, 3, size, size] -> logits [n, classes].
         dataset: The items.
         batch: Images at a time.
-        progress: Called with (items done, items in all) after each batch.
         workers: Processes that read images.
         share: (rank, ranks): this process measures every ranks-th item; the result is over all of them.
 
@@ -83,7 +80,7 @@ def evaluate(
     """
     device = next(model.parameters()).device
     order = in_order(len(dataset), batch, *share)
-    training, done, meter = model.training, 0, None
+    training, meter = model.training, None
     model.eval()
     # Within cached() each compressed weight is computed once, not once per batch; nothing changes it in here.
     with parametrize.cached(), torch.inference_mode():
@@ -91,9 +88,6 @@ def evaluate(
             logits, labels = model(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
             meter = meter or Classification(logits.shape[1]).meter(device)
             meter.update(logits, labels)
-            done += len(labels)
-            if progress is not None:
-                progress(done, len(dataset))
     model.train(training)
     if meter is None:
         raise ValueError(f"rank {share[0]} of {share[1]} has no item to measure")

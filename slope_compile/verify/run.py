@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def verify_run(recipe: Recipe, folder: RunFolder, target: str, out: Path, events
         model=lambda: _trained(recipe, train),
         golden=export / "golden.safetensors",
         engine=_engine(folder, target, digests),
-        metric=lambda: _metric(recipe, train / "metrics.json"),
+        metric=lambda: _metric(recipe, train / "metrics.json", folder.records["train"].key),
         digests=digests,
         events=events,
     )
@@ -105,8 +105,13 @@ def _trained(recipe: Recipe, train: Path) -> nn.Module:
     return load_trained(recipe, train)
 
 
-def _metric(recipe: Recipe, metrics: Path) -> MetricTask:
+def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> MetricTask:
     _require_torch()
+    from slope_compile.train.sources import source_digests
+
+    changed = [name for name, digest in source_digests(recipe).items() if trained.get(name) != digest]
+    if changed:
+        raise NotCheckedError(f"{', '.join(changed)} changed since training: the accuracies would be of other images")
     from slope_compile.train.data import load_data
     from slope_compile.train.loader import batches, in_order
 

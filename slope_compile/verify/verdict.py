@@ -51,8 +51,9 @@ class Verdict:
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` if some check failed, else `pass`."""
-        return "fail" if any(check.status == "fail" for check in self.checks) else "pass"
+        """`fail` if some check failed, or if none could be made: nothing checked is nothing passed."""
+        states = {check.status for check in self.checks}
+        return "pass" if "pass" in states and "fail" not in states else "fail"
 
     def __getitem__(self, name: str) -> Check:
         """Return the check of that name."""
