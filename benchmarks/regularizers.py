@@ -1,6 +1,6 @@
 """Accuracy and alignment of each regularizer on the digits demo, five seeds, side by side.
 
-    OMP_NUM_THREADS=1 python benchmarks/regularizers.py --seeds 0 1 2 3 4 --out benchmarks/results/regularizers-digits.json
+    OMP_NUM_THREADS=1 python benchmarks/regularizers.py --out benchmarks/results/regularizers-digits.json
 
 For each seed: FP32 once, then from those same weights every arm with the demo's own recipe and schedule. `fp32-longer`
 trains the fine-tuning epochs on without compression, so that the extra epochs are not mistaken for a gain. Paired by
@@ -110,7 +110,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows, summary, and what they were measured on."""
     document = {
-        "command": f"OMP_NUM_THREADS=1 python benchmarks/regularizers.py --seeds 0 1 2 3 4 --out {path}",
+        "command": f"OMP_NUM_THREADS=1 python benchmarks/regularizers.py --out {path}",
         "recipe": RECIPE,
         "validation_images": 359,
         "machine": {key: value for key, value in machine.machine().items() if key in ("cores", "gpus", "platform")},

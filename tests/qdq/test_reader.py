@@ -45,7 +45,7 @@ def test_conv() -> None:
 @pytest.mark.parametrize("dtype", ["INT2", "INT4", "INT8"])
 def test_the_axis_that_an_operator_sums_over(op: str, attributes: dict, axis: int, dtype: str) -> None:
     dims = (8, 8, 3, 3) if "Conv" in op else (8, 8)
-    codes = sparse_codes(RNG, dims, int(dtype[3]), axis=axis)
+    codes = sparse_codes(np.random.default_rng(0), dims, int(dtype[3]), axis=axis)
     weight = only(coded(codes, SCALES, dtype, op, **attributes))
     assert weight.reduction_axis == weight.consumed_axis == axis
     assert check_pattern(weight, 2, 4) == []
