@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from slope_compile.errors import ArtifactError, StorageError
 
 FORMAT = 1
-MAX_MANIFEST_BYTES = 10_000_000
+MAX_JSON_BYTES = 100_000_000
 CHUNK = 1 << 20
 
 
@@ -246,9 +246,7 @@ class RunFolder:
             return {}
         remedy = "Use another --out, or delete the folder to start over."
         try:
-            if path.stat().st_size > MAX_MANIFEST_BYTES:
-                raise ValueError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             if raw["format"] != FORMAT:
                 raise ValueError(f"format {raw['format']!r}, this version reads {FORMAT}")
             return {str(stage): Record.from_json(record) for stage, record in raw["stages"].items()}
@@ -268,6 +266,21 @@ def tampered(folder: Path, stage: str, mismatches: list[Mismatch]) -> ArtifactEr
         f"{folder}: {what}. It was truncated or edited after '{stage}' finished.",
         f"Restore it, or make it anew with `slope-compile {command} … --force`.",
     )
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's contents; an error of reading is for the caller to name.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is too big, no text, no JSON, or nested too deeply.
+    """
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise ValueError(f"it has {size} bytes, more than {MAX_JSON_BYTES}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_atomically(path: Path, text: str) -> None:

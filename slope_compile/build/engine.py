@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from slope_compile.artifacts import FileDigest
+from slope_compile.artifacts import FileDigest, read_json
 from slope_compile.build.backends import Backend, choose_backend, require_buildable
 from slope_compile.build.containers import placed_model
 from slope_compile.build.gpu import find_gpu
@@ -27,7 +27,6 @@ from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
 from slope_compile.recipe import BatchRange, BuildSection
 
-MAX_LAYERS_BYTES = 100_000_000
 # The worker imports what this process would: same interpreter, same search path, whatever the working directory.
 _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.build.worker import main; main()"
 
@@ -193,9 +192,7 @@ def _header(
 
 def _read_layers(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_LAYERS_BYTES:
-            raise ValueError(f"it has more than {MAX_LAYERS_BYTES} bytes")
-        layers = json.loads(path.read_text(encoding="utf-8"))
+        layers = read_json(path)
         if not all(isinstance(row["name"], str) for row in layers["layers"]):
             raise ValueError("a layer has no name")
     except (OSError, ValueError, KeyError, TypeError) as error:

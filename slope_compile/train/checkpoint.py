@@ -23,12 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
-from slope_compile.artifacts import FileDigest, storage_errors, sync, write_atomically
+from slope_compile.artifacts import FileDigest, read_json, storage_errors, sync, write_atomically
 from slope_compile.errors import ArtifactError
 from slope_compile.train.weights import read_into
 
 FORMAT = 1
-MAX_DOCUMENT_BYTES = 200_000_000
 START_OVER = "Delete the folder to train from the start."
 
 
@@ -101,15 +100,13 @@ def find_state(folder: Path, recipe: str) -> SavedState | None:
     if not document.is_file():
         return None
     try:
-        if document.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise ValueError(f"more than {MAX_DOCUMENT_BYTES} bytes")
-        raw = json.loads(document.read_text(encoding="utf-8"))
+        raw = read_json(document)
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']!r}, this version reads {FORMAT}")
         owner, tensors = str(raw["recipe"]), folder / Path(str(raw["file"])).name
         expected = FileDigest(int(raw["size"]), str(raw["sha256"]))
         saved = SavedState(int(raw["done"]), dict(raw["history"]), raw["scaler"], tensors)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{document} is not a training state of ours: {error}.", START_OVER) from None
     if owner != recipe:
         raise ArtifactError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from slope_compile.artifacts import read_json
 from slope_compile.compression.api import Report, compress
 from slope_compile.errors import ArtifactError
 from slope_compile.recipe import CompressionSection, Recipe
@@ -96,6 +96,6 @@ def evaluate(
 
 def _class_names(path: Path) -> list[str]:
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["classes"])
+        return list(read_json(path)["classes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} does not name the classes: {error}.", TRAIN_AGAIN) from None

@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime as ort
 from safetensors.numpy import load, save
 
-from slope_compile.artifacts import FileDigest
+from slope_compile.artifacts import FileDigest, read_json
 from slope_compile.build.gpu import find_gpu
 from slope_compile.build.header import check_engine as check_header
 from slope_compile.errors import ArtifactError, BackendError
@@ -23,7 +23,6 @@ from slope_compile.verify.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, significant
 
 NAME = "parity.engine"
-MAX_LAYERS_BYTES = 100_000_000
 LAST_WORDS = 300  # characters of what a process that died had printed
 # The worker imports what this process would: same interpreter, same search path, whatever the working directory.
 _WORKER = (
@@ -91,9 +90,7 @@ def read_header(layers: Path) -> dict[str, Any]:
         ArtifactError: If layers.json is missing, too big, or not the build's.
     """
     try:
-        if layers.stat().st_size > MAX_LAYERS_BYTES:
-            raise ValueError(f"it has more than {MAX_LAYERS_BYTES} bytes")
-        return dict(json.loads(layers.read_text(encoding="utf-8"))["header"])
+        return dict(read_json(layers)["header"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"The engine's {layers.name} cannot be read: {error}.", "Build it again.") from None
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slope_compile.artifacts import RunFolder
+from slope_compile.artifacts import RunFolder, read_json
 from slope_compile.errors import ArtifactError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe
@@ -21,8 +20,6 @@ from slope_compile.verify.verdict import NotCheckedError, Verdict
 
 if TYPE_CHECKING:
     from torch import nn
-
-MAX_METRICS_BYTES = 100_000_000
 
 
 def verify_run(recipe: Recipe, folder: RunFolder, target: str, out: Path, events: Events) -> Verdict:
@@ -150,8 +147,6 @@ def _accuracy(metrics: Any, which: str) -> float | None:
 
 def _json(path: Path) -> Any:
     try:
-        if path.stat().st_size > MAX_METRICS_BYTES:
-            raise ValueError(f"it has more than {MAX_METRICS_BYTES} bytes")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path.name} cannot be read: {error}.", "Make it anew.") from None
