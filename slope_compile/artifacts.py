@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from safetensors import SafetensorError
 from slope_compile.errors import ArtifactError, StorageError
 
 FORMAT = 1
+LOCK = ".slope-compile.lock"
 MAX_JSON_BYTES = 100_000_000
 CHUNK = 1 << 20
 
@@ -123,10 +125,15 @@ class RunFolder:
 
         Raises:
             StorageError: If the folder cannot be made, or another process holds it.
+            ArtifactError: If it holds files but was never a run folder: they may be somebody's `train/` or `build/`.
         """
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            if not (self.path / LOCK).exists() and not self.records and any(self.path.iterdir()):
+                raise ArtifactError(
+                    f"{self.path} holds files and is not a run folder.", "Name an empty or new folder with --out."
+                )
+            lock = (self.path / LOCK).open("w")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,13 +196,22 @@ class RunFolder:
         Raises:
             ArtifactError: If the stage is not finished, or a file of it is missing, truncated or edited.
         """
-        record = self.records.get(stage)
-        if record is None:
-            command = stage.partition("/")[0]
-            raise ArtifactError(f"{self.path} has no finished '{stage}'.", f"Run `slope-compile {command}` first.")
+        record = self.require_record(stage)
         if mismatches := self.mismatches(stage):
             raise tampered(self.path, stage, mismatches)
         return record
+
+    def require_record(self, stage: str) -> Record:
+        """Return the record of a finished stage, whatever became of its files.
+
+        Raises:
+            ArtifactError: If the stage is not finished.
+        """
+        if stage not in self.records:
+            command, _, target = stage.partition("/")
+            how = f"slope-compile {command} {self.path}" + (f" --target {target}" if target else "")
+            raise ArtifactError(f"{self.path} has no finished '{stage}'.", f"Run `{how}` first.")
+        return self.records[stage]
 
     def commit(
         self, stage: str, key: Mapping[str, str], facts: Mapping[str, Any], logs: tuple[str, ...] = ()
@@ -317,7 +333,12 @@ def storage_errors(path: Path) -> Iterator[None]:
     except SafetensorError as error:
         if "os error" not in str(error):
             raise
-        raise _storage_error(path, path, str(error), errno.ENOSPC if "os error 28" in str(error) else None) from error
+        raise _storage_error(path, path, str(error), _number(error)) from error
+
+
+def _number(error: SafetensorError) -> int | None:
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def _storage_error(path: Path, name: object, reason: str, number: int | None) -> StorageError:

@@ -25,7 +25,7 @@ from slope_compile.artifacts import RunFolder, storage_errors, write_atomically
 from slope_compile.errors import ArtifactError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe, load_recipe
-from slope_compile.summary import write_report
+from slope_compile.summary import verdict_of, write_report
 
 TRAIN_SECTIONS = ("model", "data", "compression", "train")
 SECTIONS = {"train": TRAIN_SECTIONS, "export": ("export",), "build": ("build",), "verify": ("verify",)}
@@ -73,7 +73,7 @@ class Pipeline:
 
     def stages(self, upto: str, targets: Iterable[str] | None = None) -> list[str]:
         """Return the names of the stages from the first to `upto` (or `upto` alone for the targets given)."""
-        chosen = list(targets or self.recipe.build.targets)
+        chosen = list(dict.fromkeys(targets or self.recipe.build.targets))
         names = ["train", "export", *(f"{kind}/{t}" for t in chosen for kind in ("build", "verify"))]
         last = {"train": 1, "export": 2}.get(upto, len(names))
         return names[:last]
@@ -94,7 +94,8 @@ class Pipeline:
         self._refuse_unknown_targets(stages)
         if not is_first_process():
             return [self._join_training(stage) for stage in stages if stage == "train"]
-        write_atomically(self.folder.path / "recipe.yaml", self.recipe.to_yaml())
+        if "train" in stages:  # a setting of one `verify` or `build` is not the run's recipe
+            write_atomically(self.folder.path / "recipe.yaml", self.recipe.to_yaml())
         outcomes = [self._run_one(stage) for stage in stages]
         write_report(self.folder)
         return outcomes
@@ -124,6 +125,8 @@ class Pipeline:
             self._refuse_other_training()
         key = self._key(stage)
         reason = "forced" if self.force else self.folder.why_stale(stage, key)
+        if reason is None and kind == "verify" and verdict_of(self.folder, [target])["verdict"] != "pass":
+            reason = "failed last time"
         if reason is None:
             self.events.emit("stage_skipped", stage=stage, reason="unchanged")
             return Outcome(stage, "skipped", "unchanged")

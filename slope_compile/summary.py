@@ -27,7 +27,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 def verdict_of(folder: RunFolder, targets: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the verdict over the verified targets (or those given) in verify.json's form, each check with target."""
-    chosen = list(targets or _targets(folder, "verify"))
+    chosen = list(dict.fromkeys(targets) if targets else _targets(folder, "verify"))
     verdicts = {target: _json(folder, f"verify/{target}/verify.json") for target in chosen}
     present = {target: verdict for target, verdict in verdicts.items() if verdict}
     checks = [{**check, "target": target} for target, verdict in present.items() for check in verdict["checks"]]

@@ -24,7 +24,7 @@ def test_the_wheel_installs_two_packages_with_recipes_and_no_cli_or_tests(tmp_pa
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = wheel.namelist()
         metadata = next(name for name in names if name.endswith("entry_points.txt"))
-        assert "slope-compile = slope_compile_cli.main:main" in wheel.read(metadata).decode()
+        assert "slope-compile = slope_compile_cli.entry:main" in wheel.read(metadata).decode()
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"slope_compile", "slope_compile_cli"}
     assert "slope_compile/recipes/digits-resnet18.yaml" in names

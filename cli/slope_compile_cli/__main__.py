@@ -1,5 +1,5 @@
 """`python -m slope_compile_cli`."""
 
-from slope_compile_cli.main import main
+from slope_compile_cli.entry import main
 
 main()

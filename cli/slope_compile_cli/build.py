@@ -43,7 +43,7 @@ def command(
     if out is not None:
         raise RecipeError("--out goes with an .onnx file: a run folder keeps its engines.", "Leave --out away.")
     recipe = options.recipe_of(source, settings or [])
-    stages = [f"build/{name}" for name in target or recipe.build.targets]
+    stages = [f"build/{name}" for name in dict.fromkeys(target or recipe.build.targets)]
     outcomes = options.execute(recipe, source, lambda _: stages, console, force=force, dry_run=dry_run)
     built = {} if dry_run else {stage: build_of(RunFolder.existing(source), stage) for stage in stages}
     for stage, layers in built.items():

@@ -49,6 +49,10 @@ def _root(
     """Options of the whole program."""
 
 
+def _interrupted(console: Console) -> None:
+    console.failure("Interrupted.", "The same command, without --force, goes on from there.", INTERRUPTED)
+
+
 def main() -> None:
     """Run the command line and exit with the code that the outcome deserves."""
     console = Console(json=json_requested(sys.argv))
@@ -58,7 +62,7 @@ def main() -> None:
         if end.code == 2:  # typer has told people already
             console.result({"error": {"problem": "usage", "remedy": "See --help.", "exit_code": 2}})
         if end.code == INTERRUPTED:
-            console.failure("Interrupted.", "The same command, without --force, goes on from there.", INTERRUPTED)
+            _interrupted(console)
         raise
     except CheckFailedError as error:
         console.failure(str(error), "", 1)
@@ -72,6 +76,9 @@ def main() -> None:
         )
         sys.exit(2)
     except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # some libraries wrap it while they are being imported
+            _interrupted(console)
+            sys.exit(INTERRUPTED)
         traceback.print_exc()
         remedy = f"Please report it on {ISSUES} with the lines above and the output of `slope-compile doctor`."
         console.failure(f"A bug in slope-compile: {type(error).__name__}: {error}.", remedy, BUG)

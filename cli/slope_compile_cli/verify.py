@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from slope_compile.artifacts import RunFolder
+from slope_compile.build.targets import find_target
 from slope_compile.summary import verdict_of
 from slope_compile_cli import options
 from slope_compile_cli.console import Console
@@ -20,7 +21,9 @@ def command(
     """Check pattern, codes, parity between the stages and the task metric; exit 1 if a check fails."""
     console = Console(json)
     recipe = options.recipe_of(run, settings or [])
-    targets = target or recipe.build.targets
+    targets = list(dict.fromkeys(target or recipe.build.targets))
+    for name in target or []:  # asked for by name, an engine that was never built is no detail
+        RunFolder.existing(run).require_record(f"build/{find_target(name).name}")
     # Always run: a check that was asked for is not answered from memory.
     outcomes = options.execute(
         recipe, run, lambda _: [f"verify/{t}" for t in targets], console, force=True, dry_run=dry_run

@@ -23,6 +23,7 @@ from slope_compile.build.targets import Target, find_target
 from slope_compile.build.worker import Request, Shapes
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
+from slope_compile.qdq.checks import check_scale, check_zero_point
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
 from slope_compile.recipe import BatchRange, BuildSection
@@ -82,6 +83,11 @@ def build_engine(
     require_buildable(chosen, aim, gpu)
     events.progress("build", 0, 3, "placing weights")
     weights = coded_weights(model)
+    if findings := [str(found) for weight in weights for found in (*check_scale(weight), *check_zero_point(weight))]:
+        raise ArtifactError(
+            f"{model}: {'; '.join(findings[:3])}.",
+            "TensorRT wants positive scales and zero points of 0: quantize it so.",
+        )
     places = place_all(weights, chosen)
     profile = batch_profile(load_model(model).graph, batch)
     sparse = any(is_sparse(weight) for weight in weights)

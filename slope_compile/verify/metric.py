@@ -100,15 +100,15 @@ def _judge(onnx: float, compressed: float | None, task: MetricTask) -> Check:
         "fp32": task.fp32,
         "compressed": compressed,
         "onnx": round(onnx, 6),
-        "drop": round(drops["FP32"], 6) if "FP32" in drops else None,
-        "drop_from_compressed": round(drops["the trained model"], 6) if "the trained model" in drops else None,
+        "drop": round(drops["FP32"], 6) + 0.0 if "FP32" in drops else None,
+        "drop_from_compressed": round(drops["the trained model"], 6) + 0.0 if "the trained model" in drops else None,
         "budget": task.budget,
         "items": task.items,
     }
     over = [
         f"accuracy {onnx:.4f} is {drop:.2%} below {whose} ({references[whose]:.4f}); allowed {task.budget:.2%}"
         for whose, drop in drops.items()
-        if drop > task.budget + FLOAT_SLACK
+        if not drop <= task.budget + FLOAT_SLACK  # also where an accuracy is NaN
     ]
     if over:
         return Check(NAME, "fail", listed(over), figures)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slope_compile.artifacts import RunFolder, read_json
-from slope_compile.errors import ArtifactError
+from slope_compile.errors import ArtifactError, DataError, ModelError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe
 from slope_compile.verify.digests import Digests
@@ -99,14 +99,21 @@ def _trained(recipe: Recipe, train: Path) -> nn.Module:
     _require_torch()
     from slope_compile.train.trained import load_trained
 
-    return load_trained(recipe, train)
+    try:
+        return load_trained(recipe, train)
+    except ModelError as error:  # the user's own file, looked for from another folder, say: no fault of the artifact
+        raise NotCheckedError(str(error)) from None
 
 
 def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> MetricTask:
     _require_torch()
     from slope_compile.train.sources import source_digests
 
-    changed = [name for name, digest in source_digests(recipe).items() if trained.get(name) != digest]
+    try:
+        now = source_digests(recipe)
+    except (DataError, ModelError) as error:
+        raise NotCheckedError(str(error)) from None
+    changed = [name for name, digest in now.items() if trained.get(name) != digest]
     if changed:
         raise NotCheckedError(f"{', '.join(changed)} changed since training: the accuracies would be of other images")
     from slope_compile.train.data import load_data

@@ -64,6 +64,7 @@ def check_codes(weights: Once[list[CodedWeight]], codes: Once[Codes] | None, mod
         raise NotCheckedError(NO_CODES)
     trained, why_not = _trained(model, findings)
     if trained is not None:
+        findings += list(_undeclared(trained, expected))
         findings += [finding for name, coded in expected.items() for finding in _trained_findings(trained, name, coded)]
     count = sum(_numpy(coded.codes).size for coded in expected.values())
     figures = {
@@ -123,6 +124,14 @@ def _trained(model: Once[nn.Module] | None, findings: list[Finding]) -> tuple[nn
     except Exception as error:
         findings.append(Finding("the trained model", "checkpoint", reason(error)))
         return None, reason(error)
+
+
+def _undeclared(model: nn.Module, expected: Codes) -> Iterator[Finding]:
+    """Yield the compressed weights of the trained model for which there are no codes to compare with."""
+    from slope_compile.compression.api import codes
+
+    for name in codes(model).keys() - expected.keys():
+        yield Finding(name, "codes", "compressed in the trained model, absent from its codes")
 
 
 def _trained_findings(model: nn.Module, name: str, coded: CodedTensor) -> Iterator[Finding]:

@@ -170,7 +170,7 @@ def test_a_bug_exits_101_with_how_to_report_it(tmp_path: Path) -> None:
         "from slope_compile import machine\n"
         "def broken(): raise RuntimeError('boom')\n"
         "machine.versions = broken\n"
-        "from slope_compile_cli.main import main\nmain()"
+        "from slope_compile_cli.entry import main\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 101

@@ -64,7 +64,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, twin: Twin, validation: list[tuple
 
     contents: dict[str, dict[str, Any]] = {
         "trained": {"load_trained": lambda recipe, folder: twin.model()},
-        "data": {"load_data": lambda section, seed: SimpleNamespace(validation=validation)},
+        "data": {"load_data": lambda section, seed, classes: SimpleNamespace(validation=validation)},
         "loader": {"in_order": in_order, "batches": batches},
     }
     for name, functions in contents.items():
