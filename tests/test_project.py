@@ -65,3 +65,11 @@ def test_commands_of_the_readme_exist() -> None:
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text()
     assert "    make test " in (ROOT / "README.md").read_text()
+
+
+def test_every_dependency_earns_a_line() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = text[text.index("dependencies = [") : text.index("[project.scripts]")]
+    page = (ROOT / "docs/dependencies.md").read_text().lower()
+    for name in re.findall(r'^  "([A-Za-z0-9._-]+)>=', listed, re.M) + re.findall(r'\["([a-z-]+)>=', listed):
+        assert name.lower() in page, name

@@ -78,7 +78,7 @@ def test_dry_run_writes_nothing_and_names_the_reason(finished: Path, tmp_path: P
     assert "export: skipped" in planned.stdout
     assert "build/a100: would run (changed: recipe)" in planned.stdout
     assert "verify/a100: would run" in planned.stdout
-    nowhere = cli("run", str(finished / "tiny.yaml"), "--dry-run", "--out", "new", cwd=tmp_path)
+    nowhere = cli("run", "tiny.yaml", "--dry-run", "--out", str(tmp_path / "new"), cwd=finished)
     assert nowhere.returncode == 0
     assert not (tmp_path / "new").exists()
 
