@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from slope_compile.artifacts import storage_errors
 from slope_compile.codes_file import save_codes
 from slope_compile.compression.api import Report, codes, layer_statistics, masks, penalty
-from slope_compile.compression.policy import LayerPlan, plan, plan
+from slope_compile.compression.policy import LayerPlan, plan
 from slope_compile.errors import TrainingError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe
@@ -109,7 +109,6 @@ class Trainer:
         # What the dense model takes as FP32: parameters and running statistics, before any step size is added.
         self.fp32_bytes = sum(4 * t.numel() for t in self.model.state_dict().values() if t.is_floating_point())
         self._refuse_tiny_batches()
-        plan(self.model, recipe.compression)  # what cannot be compressed is refused before hours of FP32 training
         self.steps = batch_count(len(self.data.train), recipe.data.batch)  # per epoch
         self.report: Report | None = None
         self.history: dict[str, Any] = {"fp32": None, "compressed": None, "epochs": []}
