@@ -113,7 +113,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         "command": f"OMP_NUM_THREADS=1 python benchmarks/regularizers.py --out {path}",
         "recipe": RECIPE,
         "validation_images": 359,
-        "machine": {key: value for key, value in machine.machine().items() if key in ("cores", "gpus", "platform")},
+        "machine": {key: value for key, value in machine.machine().items() if key in ("cores", "gpus")},
         "versions": machine.versions(),
         "summary": summarize(rows),
         "rows": rows,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from slope_compile_cli.interrupt import watch
+
 
 def main() -> None:
     """Run the command line."""
+    watch()
     try:
         from slope_compile_cli.main import main as run
 

@@ -15,6 +15,7 @@ from slope_compile.events import Events
 from slope_compile.pipeline import TRAIN_SECTIONS, Outcome, Pipeline, is_first_process, open_run
 from slope_compile.recipe import Recipe, load_recipe
 from slope_compile_cli.console import Console, StageProgress
+from slope_compile_cli.interrupt import raise_again
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (`recipes ls`).")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, as `train` or `run` wrote it.")]
@@ -70,7 +71,7 @@ def execute(
         raise typer.Exit  # the first process tells
     progress = StageProgress(console)
     with progress.drawing():
-        events = Events(out / "events.jsonl", [progress])
+        events = Events(out / "events.jsonl", [progress, raise_again])
         with open_run(out, recipe, events, force) as pipeline:
             return pipeline.run(choose(pipeline))
 

@@ -31,8 +31,10 @@ from slope_compile.recipe import BatchRange, BuildSection
 
 # The worker imports what this process would: same interpreter, same search path, whatever the working directory.
 _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.build.worker import main; main()"
-# TensorRT orders some of what it writes by address: of 40 builds of one model about two had other bytes. With a fixed
-# address layout (ADDR_NO_RANDOMIZE) and hash seed 80 of 80 were equal. A kernel that forbids it costs only that.
+# TensorRT orders some of what it writes by address: of 40 builds of one model about two had other bytes. So the worker
+# gets what makes addresses repeat: no address randomization (ADDR_NO_RANDOMIZE; a kernel that forbids it costs only
+# that), a fixed hash seed, and nothing whose length depends on where and by whom it is run.
+_PASSED_ON = ("PATH", "HOME", "LD_LIBRARY_PATH", "LANG", "LC_", "TMPDIR", "CUDA", "NVIDIA", "VIRTUAL_ENV")
 _FIXED_ADDRESSES = (
     "import ctypes, os, sys; ctypes.CDLL(None).personality(0x0040000); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -102,8 +104,8 @@ def build_engine(
         placed = placed_model(model, weights, places, chosen, Path(folder))
         graph = load_model(placed).graph
         events.progress("build", 1, 3, f"{chosen.title} for {aim.name}")
-        request = Request(chosen.name, str(placed.resolve()), aim.sm, profile, sparse)
-        engine, cache, version = run_worker(request, chosen, out / "build.log")
+        request = Request(chosen.name, placed.name, aim.sm, profile, sparse)
+        engine, cache, version = run_worker(request, chosen, placed.parent, out / "build.log")
     events.progress("build", 2, 3, "reading the engine's layer list")
     (out / "model.engine").write_bytes(engine)
     if cache:
@@ -145,20 +147,21 @@ def batch_profile(graph: onnx.GraphProto, batch: BatchRange) -> Shapes:
     return profile
 
 
-def run_worker(request: Request, backend: Backend, log: Path) -> tuple[bytes, bytes, str]:
+def run_worker(request: Request, backend: Backend, folder: Path, log: Path) -> tuple[bytes, bytes, str]:
     """Build in a process of its own and return engine, timing cache (empty where there is none) and version.
 
     Args:
         request: What to build.
         backend: With what.
+        folder: Where the request's model is.
         log: Where everything that the process prints goes.
 
     Raises:
         BackendError: If the backend refuses the model, or dies.
         RuntimeError: If the worker has a bug.
     """
-    command = [sys.executable, "-S", "-c", _FIXED_ADDRESSES, "-c", _WORKER, json.dumps(sys.path)]
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    command = [sys.executable, "-S", "-c", _FIXED_ADDRESSES, "-c", _WORKER, json.dumps(_search_path())]
+    environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     with log.open("wb") as stderr:
         # subprocess.run ends the process if this one is interrupted.
         done = subprocess.run(
@@ -166,7 +169,8 @@ def run_worker(request: Request, backend: Backend, log: Path) -> tuple[bytes, by
             input=request.to_json().encode(),
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=environment,
+            env={**environment, "PYTHONHASHSEED": "0"},
+            cwd=folder,
             check=False,
         )
     if done.returncode < 0:
@@ -185,6 +189,12 @@ def run_worker(request: Request, backend: Backend, log: Path) -> tuple[bytes, by
     if len(cache) != answer["timing_cache"]:
         raise RuntimeError(f"the build process sent {len(body)} bytes, not {answer['engine'] + answer['timing_cache']}")
     return engine, cache, answer["version"]
+
+
+def _search_path() -> list[str]:
+    """Return the import path without the working directory, unless this very package is in it."""
+    home = Path(__file__).parents[2]
+    return [entry for entry in sys.path if entry and (Path(entry) != Path.cwd() or Path(entry) == home)]
 
 
 def _tail(log: Path) -> str:

@@ -185,13 +185,13 @@ def test_failing_build_tells_the_builder_s_reason(net, tmp_path: Path, monkeypat
 def test_a_builder_that_dies_fails_the_build_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_WORKER", "import os, sys; sys.stderr.write('so far\\n'); os.abort()")
     with pytest.raises(BackendError, match=r"died \(SIGABRT\).*so far"):
-        run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path / "log")
+        run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path, tmp_path / "log")
 
 
 def test_a_bug_in_the_worker_is_no_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_WORKER", "raise ValueError('ours')")
     with pytest.raises(RuntimeError, match="ValueError: ours"):
-        run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path / "log")
+        run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path, tmp_path / "log")
 
 
 def test_unknown_target_before_any_work(tmp_path: Path) -> None:
