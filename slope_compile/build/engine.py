@@ -33,7 +33,8 @@ from slope_compile.recipe import BatchRange, BuildSection
 _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.build.worker import main; main()"
 # TensorRT orders some of what it writes by address: of 40 builds of one model about two had other bytes. So the worker
 # gets what makes addresses repeat: no address randomization (ADDR_NO_RANDOMIZE; a kernel that forbids it costs only
-# that), a fixed hash seed, and nothing whose length depends on where and by whom it is run.
+# that), a fixed hash seed, and nothing whose length depends on where and by whom it is run. What the imports still
+# leave on the heap (they list folders) is kept apart by the thread in which the worker builds.
 _PASSED_ON = ("PATH", "HOME", "LD_LIBRARY_PATH", "LANG", "LC_", "TMPDIR", "CUDA", "NVIDIA", "VIRTUAL_ENV")
 _FIXED_ADDRESSES = (
     "import ctypes, os, sys; ctypes.CDLL(None).personality(0x0040000); "

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,7 +58,11 @@ def main() -> None:
     header: dict[str, Any]
     engine = cache = b""
     try:
-        engine, cache, version = _build(request, BACKENDS[request.backend])
+        backend = BACKENDS[request.backend]
+        trt = select_in_polygraphy(backend)
+        # glibc gives a thread a heap of its own: its addresses repeat, whatever the imports above left on this one.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            engine, cache, version = thread.submit(_build, request, backend, trt).result()
         header = {"engine": len(engine), "timing_cache": len(cache), "version": version}
     except BackendError as error:
         header = {"problem": error.problem, "remedy": error.remedy}
@@ -74,9 +79,8 @@ def _end_with_parent() -> None:
         raise SystemExit("the parent ended before the build began")
 
 
-def _build(request: Request, backend: Backend) -> tuple[bytes, bytes, str]:
+def _build(request: Request, backend: Backend, trt: Any) -> tuple[bytes, bytes, str]:
     """Return engine, timing cache (empty where the backend has none) and the backend's version."""
-    trt = select_in_polygraphy(backend)
     from polygraphy.backend.trt import CreateConfig, CreateNetwork, EngineBytesFromNetwork, Profile
     from polygraphy.backend.trt import util as polygraphy_trt
     from polygraphy.exception import PolygraphyException

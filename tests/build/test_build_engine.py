@@ -223,13 +223,14 @@ import sys, tensorrt_rtx
 sys.modules["tensorrt"] = tensorrt_rtx
 tensorrt_rtx.__version__ = {version!r}
 from slope_compile.build import worker
-from slope_compile.build.backends import BACKENDS
+from slope_compile.build.backends import BACKENDS, select_in_polygraphy
+trt = select_in_polygraphy(BACKENDS["tensorrt"])
 from polygraphy.backend.trt import loader
 asked = {{}}
 create = loader.CreateNetwork.__init__
 loader.CreateNetwork.__init__ = lambda self, **arguments: (asked.update(arguments), create(self, **arguments))[1]
 request = worker.Request("tensorrt", sys.argv[1], (8, 0), {{"x": ([1, 4, 6, 6], [2, 4, 6, 6], [4, 4, 6, 6])}}, True)
-engine, cache, version = worker._build(request, BACKENDS["tensorrt"])
+engine, cache, version = worker._build(request, BACKENDS["tensorrt"], trt)
 assert engine and cache and version == {version!r}
 assert asked == {{"strongly_typed": {flag}}}, asked
 """
