@@ -12,27 +12,42 @@ that the optimizer moves, `parametrizations.weight.0.step` the quantizer's step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from slope_compile.compression.activations import activation_quantizers
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.compression.lsq import Granularity, effective_step
+from slope_compile.compression.permutation import Permutation, permute_channels
 from slope_compile.compression.policy import LayerPlan, plan
 from slope_compile.compression.regularizer import AUTO_STRENGTH, Regularizer, cosine_distance
+from slope_compile.compression.sites import Site, attach_sites, find_sites
 from slope_compile.compression.slope import Slope
 from slope_compile.errors import ModelError
 from slope_compile.recipe import recipe_from
 
 
 class Report(list[LayerPlan]):
-    """What each layer got and why; `str(report)` is a table."""
+    """What each layer got and why; `str(report)` is a table.
+
+    Attributes:
+        activations: The tensors that are quantized, and those that stay in float though a rule speaks of them.
+        permutation: With `permute`: whose input channels were reordered, and whose not.
+    """
+
+    activations: list[Site]
+    permutation: Permutation | None = None
+
+    def __init__(self, rows: Iterable[LayerPlan] = (), activations: Iterable[Site] = ()) -> None:
+        super().__init__(rows)
+        self.activations = list(activations)
 
     def __str__(self) -> str:
-        header = ("layer", "shape", "bits", "pattern", "step per", "why")
+        header = ("layer", "shape", "bits", "pattern", "step per", "input", "why")
         cells = [header, *(_cells(row) for row in self)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
@@ -47,6 +62,10 @@ def compress(
     strength: float | Literal["auto"] = "auto",
     granularity: Granularity = "tensor",
     first_last_bits: int | None = 8,
+    activation_bits: int | None = None,
+    quantize_outputs: bool = False,
+    permute: bool = False,
+    strict: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> Report:
     """Make the model train with compressed weights, in place; start from trained weights.
@@ -63,10 +82,16 @@ def compress(
         strength: The factor of the penalty; "auto": cosine 0.1, l2 5e-4, sr-ste 2e-4 (derived in `regularizer.py`).
         granularity: One step per "tensor" or per "channel".
         first_last_bits: For the first convolution and the last linear layer, which stay dense; None: float.
-        overrides: Layer-name pattern -> {"bits", "pattern", "granularity"} or "off".
+        activation_bits: Bits of what compressed layers read, 2 to 8; the first and the last read `first_last_bits`.
+            None: activations stay in float. Steps are set by the first batches in training mode.
+        quantize_outputs: With `activation_bits`: also quantize, to 8 bits, what layers return and no layer reads.
+        permute: First reorder input channels, in place, so that the patterns keep more magnitude; no output changes.
+        strict: Raise if a layer cannot be compressed (`off` and a float first or last layer are choices), or `permute`
+            cannot be done at all.
+        overrides: Layer-name pattern -> {"bits", "pattern", "granularity", "activation_bits"} or "off".
 
     Returns:
-        One row for every convolution and linear layer.
+        One row for every convolution and linear layer, then one for every other weight matrix.
 
     Raises:
         RecipeError: If an argument is out of range, or an override matches no layer.
@@ -80,6 +105,10 @@ def compress(
         "strength": strength,
         "granularity": granularity,
         "first_last_bits": first_last_bits,
+        "activation_bits": activation_bits,
+        "quantize_outputs": quantize_outputs,
+        "permute": permute,
+        "strict": strict,
         "overrides": dict(overrides or {}),
     }
     # A recipe's own validation, for its ranges and its error messages; compression looks at no other section.
@@ -90,17 +119,20 @@ def compress(
         raise ModelError(
             f"{type(model).__name__} is compressed already.", "Compress a fresh model, or `fold` it first."
         )
-    report = Report(plan(model, spec))
+    report = Report(*find_sites(model, plan(model, spec), spec.quantize_outputs))
     factor = AUTO_STRENGTH[spec.regularizer] if spec.strength == "auto" else spec.strength
     chosen: list[tuple[LayerPlan, Any]] = [
         (row, model.get_submodule(row.name)) for row in report if row.bits is not None
     ]
     for row, layer in chosen:
         _require_finite(row.name, layer.weight)
+    if spec.permute:
+        report.permutation = permute_channels(model, {r.name: r.pattern for r in report if r.pattern is not None})
     for row, layer in chosen:
         assert row.bits is not None and row.granularity is not None  # chosen above
         slope = Slope(layer.weight, row.bits, row.pattern, row.granularity, spec.regularizer, factor)
         parametrize.register_parametrization(layer, "weight", slope)
+    attach_sites(model, report.activations)
     return report
 
 
@@ -151,12 +183,16 @@ def layer_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
 
 
 def step_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the step parameters, which take no weight decay, in the order of `model.modules()`."""
-    return [slope.step for _, _, slope, _ in _compressed(model)]
+    """Return the step parameters, which take no weight decay: of weights, then of activations."""
+    weights = [slope.step for _, _, slope, _ in _compressed(model)]
+    return weights + [quantizer.step for _, quantizer in activation_quantizers(model)]
 
 
 def fold(model: nn.Module) -> None:
-    """Replace every latent by its compressed weight and remove the parametrizations: a plain model again, in place."""
+    """Replace every latent by its compressed weight and remove the parametrizations, in place.
+
+    Quantizers of activations stay: the model computes what it computed before.
+    """
     for _, layer, _, _ in list(_compressed(model)):
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
@@ -192,5 +228,6 @@ def _join(layer: str, tensor: str) -> str:
 def _cells(row: LayerPlan) -> tuple[str, ...]:
     pattern = "dense" if row.pattern is None else f"{row.pattern[0]}:{row.pattern[1]}"
     if row.bits is None:
-        return (row.name, "x".join(map(str, row.shape)), "float", "", "", row.reason)
-    return (row.name, "x".join(map(str, row.shape)), str(row.bits), pattern, row.granularity or "", row.reason)
+        return (row.name, "x".join(map(str, row.shape)), "float", "", "", "", row.reason)
+    shape, read = "x".join(map(str, row.shape)), "float" if row.activation_bits is None else f"{row.activation_bits}"
+    return (row.name, shape, str(row.bits), pattern, row.granularity or "", read, row.reason)

@@ -111,6 +111,17 @@ def group_nonzeros(codes: npt.NDArray[Any], m: int, axis: int) -> npt.NDArray[np
     return count.reshape(*before, length // m, *after)
 
 
+def kernel_note(n: int, m: int) -> str | None:
+    """Say what sparse kernels make of a pattern; None for 2:4, the only one that they know."""
+    if (n, m) == (2, 4):
+        return None
+    # Whatever the weights are, no four channels hold more than two nonzeros.
+    within = n <= 2 if m % 4 == 0 else 4 % m == 0 and 2 * n <= m
+    if within:
+        return f"{n}:{m} reaches sparse kernels as 2:4, the only pattern that they know: its further zeros save no time"
+    return f"{n}:{m} is for studies of accuracy: sparse kernels know 2:4 only"
+
+
 def _pattern_problem(codes: npt.NDArray[Any], n: int, m: int) -> str | None:
     if codes.ndim <= REDUCTION_AXIS or codes.shape[REDUCTION_AXIS] % m:
         return f"a {n}:{m} pattern is declared, but shape {codes.shape} has no whole groups of {m} along axis 1"

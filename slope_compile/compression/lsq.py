@@ -1,6 +1,7 @@
-"""Learned step size quantization of weights: Esser et al., ICLR 2020, https://arxiv.org/abs/1902.08153.
+"""Learned step size quantization: Esser et al., ICLR 2020, https://arxiv.org/abs/1902.08153.
 
-Letters: v weights, s step, b bits, Qn = 2^(b-1), Qp = 2^(b-1) - 1, N weights that share a step.
+Letters: v weights, s step, b bits, Qn = 2^(b-1), Qp = 2^(b-1) - 1, N weights that share a step. Activations take the
+same formulas with a range of their own: `activations.py`.
 
 The parameter that the optimizer moves may reach or cross zero; the step in use is always s = |parameter| + 1e-12.
 """
@@ -82,9 +83,8 @@ def step_init(weight: Tensor, bits: int, granularity: Granularity) -> Tensor:
     return (2 * magnitude / math.sqrt(qp)).clamp(max=largest).to(weight.dtype)
 
 
-def levels(x: Tensor, bits: int) -> Tensor:
+def levels(x: Tensor, qn: int, qp: int) -> Tensor:
     """Return round(clip(x, -Qn, Qp)) as floats (ties to even), with no negative zero; x is v / s."""
-    qn, qp = bounds(bits)
     # Integer codes know no -0, so a weight of -0.0 would differ from codes * scale in its sign bit: -0 + 0 = +0.
     return x.clamp(-qn, qp).round_().add_(0.0)
 
@@ -94,23 +94,23 @@ def along_channels(step: Tensor, dim: int) -> Tensor:
     return step if step.dim() == 0 else step.view(-1, *[1] * (dim - 1))
 
 
-def gradients(grad: Tensor, x: Tensor, step: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def gradients(grad: Tensor, x: Tensor, step: Tensor, qn: int, qp: int, count: int) -> tuple[Tensor, Tensor]:
     """Return the gradients of the loss by v and by the step parameter (eq. 3 and 5, section 2.2).
 
     Args:
         grad: dL/dv̂.
-        x: v / s, contiguous, (K, ...).
+        x: v / s, (K, ...).
         step: The parameter, a scalar or [K].
-        bits: 2 to 8.
+        qn: Levels below zero.
+        qp: Levels above zero.
+        count: N of the step's gradient scale 1/sqrt(N * Qp): weights that share a step, or features of one item.
     """
-    qn, qp = bounds(bits)
     # hardtanh's backward kernel is eq. 5, strict at both ends: its first argument where -Qn < x < Qp, else 0.
     grad_v = torch.ops.aten.hardtanh_backward(grad, x, -qn, qp)
     inside = torch.ops.aten.hardtanh_backward(x, x, -qn, qp)
-    slope = levels(x, bits).sub_(inside)  # eq. 3: round(x) - x inside, -Qn or Qp outside
+    slope = levels(x, qn, qp).sub_(inside)  # eq. 3: round(x) - x inside, -Qn or Qp outside
     product = slope.mul_(grad)
     total = product.sum() if step.dim() == 0 else product.flatten(1).sum(dim=1)
-    count = x.numel() / step.numel()  # N
     sign = torch.where(step < 0, -1.0, 1.0).to(x.dtype)  # d|p|/dp, with 1 at zero so that the step can leave it
     return grad_v, total * sign / math.sqrt(count * qp)
 
@@ -124,11 +124,11 @@ class _Lsq(torch.autograd.Function):
         x = v.contiguous() / scale
         ctx.save_for_backward(x, step)
         ctx.bits = bits
-        return levels(x, bits).mul_(scale)
+        return levels(x, *bounds(bits)).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, step = ctx.saved_tensors
-        grad_v, grad_step = gradients(grad, x, step, ctx.bits)
+        grad_v, grad_step = gradients(grad, x, step, *bounds(ctx.bits), x.numel() // step.numel())
         return grad_v, grad_step, None

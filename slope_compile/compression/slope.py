@@ -16,6 +16,7 @@ from slope_compile.compression.codes import CodedTensor
 from slope_compile.compression.lsq import (
     Granularity,
     along_channels,
+    bounds,
     effective_step,
     gradients,
     levels,
@@ -81,7 +82,8 @@ class Slope(nn.Module):
         `weight` must hold no NaN: a NaN has no code.
         """
         scale = effective_step(self.step)
-        codes = levels(_scaled_survivors(weight, along_channels(scale, weight.dim()), self.pattern), self.bits)
+        x = _scaled_survivors(weight, along_channels(scale, weight.dim()), self.pattern)
+        codes = levels(x, *bounds(self.bits))
         return CodedTensor(
             codes=codes.to(torch.int8).cpu(),
             scale=scale.expand(weight.shape[0]).contiguous().cpu(),
@@ -109,13 +111,13 @@ class _SlopeFunction(torch.autograd.Function):
         x = _scaled_survivors(weight, scale, pattern)
         ctx.save_for_backward(x, step)
         ctx.bits = bits
-        return levels(x, bits).mul_(scale)
+        return levels(x, *bounds(bits)).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, step = ctx.saved_tensors
-        grad_weight, grad_step = gradients(grad, x, step, ctx.bits)
+        grad_weight, grad_step = gradients(grad, x, step, *bounds(ctx.bits), x.numel() // step.numel())
         return grad_weight, grad_step, None, None
 
 

@@ -184,7 +184,7 @@ def test_report_is_a_table_of_every_layer() -> None:
     report = compress(Net(), first_last_bits=None)
     assert [row.name for row in report] == ["stem", "block.2", "hidden", "head"]
     lines = str(report).splitlines()
-    assert lines[0].split() == ["layer", "shape", "bits", "pattern", "step", "per", "why"]
+    assert lines[0].split() == ["layer", "shape", "bits", "pattern", "step", "per", "input", "why"]
     assert lines[1].split()[:3] == ["stem", "8x3x3x3", "float"]
     assert lines[2].split()[:5] == ["block.2", "8x8x3x3", "4", "2:4", "tensor"]
 

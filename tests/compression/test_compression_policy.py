@@ -183,3 +183,63 @@ def test_planning_changes_nothing() -> None:
     rows(model)
     assert not any(parametrize.is_parametrized(module) for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_matrices_that_are_no_layer_get_a_row_and_a_reason() -> None:
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixing, self.position = nn.Parameter(torch.zeros(8, 4)), nn.Parameter(torch.zeros(1, 8, 4))
+            self.scale, self.norm = nn.Parameter(torch.zeros(8, 1, 1)), nn.LayerNorm((4, 4))
+
+    parts = {"embed": nn.Embedding(10, 8), "lstm": nn.LSTM(8, 8), "attn": nn.MultiheadAttention(8, 2), "mine": Mine()}
+    table = rows(nn.ModuleDict({**parts, "mid": nn.Linear(8, 8), "out": nn.Linear(8, 2)}))
+    others = {name: row.reason for name, row in table.items() if row.kind == "other"}
+    assert list(others) == ["embed", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "attn.in_proj_weight", "mine.mixing"]
+    assert all(treatment(table[name]) == (None, None, None) for name in others)
+    assert "nn.Embedding looks rows up" in others["embed"]
+    assert "nn.LSTM" in others["lstm.weight_hh_l0"]
+    assert "nn.MultiheadAttention" in others["attn.in_proj_weight"]
+    assert "a parameter of Mine" in others["mine.mixing"]
+    assert table["lstm.weight_ih_l0"].shape == (32, 8)
+
+
+def test_strict_names_every_layer_that_cannot_be_compressed() -> None:
+    model = small().append(nn.Embedding(10, 8)).append(nn.Linear(8, 8).half()).append(nn.Linear(8, 2))
+    with pytest.raises(ModelError) as error:
+        rows(model, strict=True)
+    assert "3 layer(s)" in str(error.value)
+    for words in ("'6': transposed", "'10': nn.Embedding", "'11': its weight is float16"):
+        assert words in str(error.value)
+    overrides = {"6": "off", "1[01]": "off", "4": "off"}
+    table = rows(model, strict=True, first_last_bits=None, overrides=overrides)
+    assert table["4"].bits is None  # by choice, like the first and the last layer
+    assert table["5"].pattern is None  # its pattern does not fit, but its bits do
+
+
+def test_strict_and_permute_need_a_graph() -> None:
+    class Branching(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if x.sum() > 0 else x
+
+    model = Branching(nn.Linear(8, 8), nn.Linear(8, 8))
+    assert rows(model, permute=True)["0"].pattern == (2, 4)
+    with pytest.raises(ModelError, match=r"strict: no channel can be permuted: Branching cannot be traced"):
+        rows(model, permute=True, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("2:8", "2:8 reaches sparse kernels as 2:4"),
+        ("2:16", "2:16 reaches sparse kernels as 2:4"),
+        ("1:2", "1:2 reaches sparse kernels as 2:4"),
+        ("4:8", "4:8 is for studies of accuracy: sparse kernels know 2:4 only"),
+        ("2:2", "2:2 is for studies of accuracy"),
+        ("2:4", None),
+        (None, None),
+    ],
+)
+def test_the_reason_says_what_sparse_kernels_make_of_the_pattern(pattern: str | None, words: str | None) -> None:
+    reason = rows(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 2)), pattern=pattern)["0"].reason
+    assert words in reason if words else reason == "the general rule"

@@ -100,3 +100,28 @@ def test_slope_multiplies_with_the_strength(name: str, per_strength) -> None:
 def test_none_costs_nothing() -> None:
     w, w_hat = pair(torch.float32)
     assert Slope(w, 4, (2, 4), "tensor", "none", 5.0).penalty(w, w_hat).item() == 0
+
+
+def test_scale_of_the_cosine_for_one_layer() -> None:
+    # docs/method.md: pruned weights decay at the rate λc/(K‖w‖²), kept ones are drawn to ŵ/(c r).
+    w, w_hat = pair()
+    rate = 0.3  # λ
+    (gradient,) = torch.autograd.grad(rate * cosine_distance(w, w_hat), w)
+    for k in range(5):
+        energy, ratio = w[k].square().sum(), w_hat[k].norm() / w[k].norm()
+        c = (w[k] * w_hat[k]).sum() / (w[k].norm() * w_hat[k].norm())
+        pruned = w_hat[k] == 0
+        decay = rate * c / (5 * energy)
+        assert torch.allclose(gradient[k][pruned], (decay * w[k])[pruned], rtol=1e-12)
+        target = w_hat[k] / (c * ratio)
+        assert torch.allclose(gradient[k][~pruned], (decay * (w[k] - target))[~pruned], rtol=1e-10)
+
+
+def test_the_cosine_has_no_scale_and_the_others_have() -> None:
+    w, w_hat = pair()
+    big = (8 * w).detach().requires_grad_()
+    for penalty, power in ((cosine_distance, 0), (squared_error, 2)):
+        assert penalty(big, 8 * w_hat).item() == pytest.approx(8**power * penalty(w, w_hat).item(), rel=1e-12)
+    (small_step,) = torch.autograd.grad(cosine_distance(w, w_hat), w)
+    (large_step,) = torch.autograd.grad(cosine_distance(big, 8 * w_hat), big)
+    assert torch.allclose(large_step, small_step / 8, rtol=1e-12)
