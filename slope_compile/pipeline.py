@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from slope_compile import machine
-from slope_compile.artifacts import RunFolder, storage_errors, write_atomically
+from slope_compile.artifacts import RunFolder, read_json, storage_errors, write_atomically
 from slope_compile.errors import ArtifactError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe, load_recipe
@@ -172,7 +172,7 @@ class Pipeline:
         """Drop what an interrupted training left if it was of other data or other code, or if all is to be redone."""
         note = self._state / "key.json"
         with storage_errors(self._state):
-            if self._state.exists() and (self.force or not note.is_file() or json.loads(note.read_text()) != key):
+            if self._state.exists() and (self.force or not note.is_file() or _state_key(note) != key):
                 self.events.note(
                     "train", "starting over: data, code or recipe changed since the interruption, or --force"
                 )
@@ -233,6 +233,15 @@ def _upstream(stage: str) -> list[str]:
     return {"train": [], "export": ["train"], "build": ["export"], "verify": ["train", "export", f"build/{target}"]}[
         kind
     ]
+
+
+def _state_key(path: Path) -> object:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path} is not a file of ours: {error}.", f"Delete {path.parent} to train from the start."
+        ) from None
 
 
 def refuse_other_recipe(recipe: Recipe, folder: RunFolder) -> None:

@@ -36,10 +36,12 @@ class ModelSection(Section):
     stem: Literal["default", "small"] = (
         "default"  # small: 3x3 stride-1 first conv, no max-pool (images of 64 px and less)
     )
+    proposals: Positive = 1000  # detection: region proposals that reach the heads, in evaluation and in the export
+    detections: Positive = 100  # detection: objects an image, at most
 
 
 class DataSection(Section):
-    """Which data: `digits`, `imagefolder:DIR` or `fake:N`; images become 3 x size x size."""
+    """Which data: `digits`, `imagefolder:DIR`, `fake:N`, `coco:DIR` or `shapes:N`; images become 3 x size x size."""
 
     source: str
     size: Positive = 224
@@ -60,7 +62,10 @@ class CompressionSection(Section):
     strength: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     granularity: Literal["tensor", "channel"] = "tensor"
     first_last_bits: Annotated[int, Field(ge=2, le=8)] | None = 8  # None: left in float
-    activation_bits: None = None
+    activation_bits: Annotated[int, Field(ge=2, le=8)] | None = None  # None: activations stay in float
+    quantize_outputs: bool = False  # with activation_bits: quantize what layers return too, so that chains stay INT8
+    permute: bool = False  # order input channels before masking so that the pattern keeps more magnitude
+    strict: bool = False  # refuse a model with a layer that cannot be compressed, instead of leaving it in float
     overrides: dict[str, Literal["off"] | dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("pattern", mode="before")
@@ -83,7 +88,7 @@ class CompressionSection(Section):
     @field_validator("overrides")
     @classmethod
     def _overrides(cls, value: dict[str, Any]) -> dict[str, Any]:
-        allowed = ("bits", "pattern", "granularity")
+        allowed = ("bits", "pattern", "granularity", "activation_bits")
         for layer, keys in value.items():
             if keys == "off":
                 continue
@@ -106,6 +111,8 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1.0e-4
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    accumulate: Positive = 1  # parts into which each rank splits its share of data.batch, one after the other
+    compile: bool = False  # torch.compile
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

@@ -1,7 +1,8 @@
 """The state that training resumes from: one per epoch, safetensors + JSON, never pickle.
 
     STATE/epoch-000003.safetensors    model.NAME and optimizer.NAME.KEY tensors
-    STATE/state.json                  epochs done, metrics so far, recipe digest; the other file's size and sha256
+    STATE/state.json                  epochs and processes, metrics so far, recipe digest; the other file's size and
+                                      sha256, and one over all of that, so that an edit shows
 
 state.json is the commit: tensors are written first (temporary name, fsync, rename), then state.json in the same way,
 then older tensors are removed. A kill at any point leaves a state.json whose tensors are complete, or none at all.
@@ -12,6 +13,7 @@ Masks are not either: they are a function of the weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +29,7 @@ from slope_compile.artifacts import FileDigest, read_json, storage_errors, sync,
 from slope_compile.errors import ArtifactError
 from slope_compile.train.weights import read_into
 
-FORMAT = 1
+FORMAT = 2
 START_OVER = "Delete the folder to train from the start."
 
 
@@ -56,8 +58,11 @@ def save_state(
     optimizer: optim.Optimizer,
     history: Mapping[str, Any],
     scaler: Mapping[str, Any] | None,
+    ranks: int = 1,
 ) -> None:
     """Commit the state after epoch `done`; `recipe` is the digest of what training depends on.
+
+    `ranks` is the number of processes: each drew its own random numbers, so that only as many can go on.
 
     Raises:
         StorageError: If the file system refuses; the state before stays intact.
@@ -79,22 +84,23 @@ def save_state(
             "format": FORMAT,
             "recipe": recipe,
             "done": done,
+            "ranks": ranks,
             "file": path.name,
             **asdict(digest),
             "scaler": None if scaler is None else dict(scaler),
             "history": dict(history),
         }
-        write_atomically(folder / "state.json", json.dumps(document) + "\n")
+        write_atomically(folder / "state.json", json.dumps({**document, "seal": _seal(document)}) + "\n")
         for old in folder.glob("epoch-*"):
             if old != path:
                 old.unlink()
 
 
-def find_state(folder: Path, recipe: str) -> SavedState | None:
-    """Return the committed state, its bytes proved against the digest; None if there is none.
+def find_state(folder: Path, recipe: str, ranks: int = 1) -> SavedState | None:
+    """Return the committed state, its bytes proved against the digests; None if there is none.
 
     Raises:
-        ArtifactError: If it is damaged, or belongs to another recipe.
+        ArtifactError: If it is damaged, of another recipe, or of another number of processes than `ranks`.
     """
     document = folder / "state.json"
     if not document.is_file():
@@ -103,18 +109,30 @@ def find_state(folder: Path, recipe: str) -> SavedState | None:
         raw = read_json(document)
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']!r}, this version reads {FORMAT}")
-        owner, tensors = str(raw["recipe"]), folder / Path(str(raw["file"])).name
+        if raw.pop("seal") != _seal(raw):
+            raise ValueError("it was edited after it was written")
+        owner, theirs, tensors = str(raw["recipe"]), int(raw["ranks"]), folder / Path(str(raw["file"])).name
         expected = FileDigest(int(raw["size"]), str(raw["sha256"]))
         saved = SavedState(int(raw["done"]), dict(raw["history"]), raw["scaler"], tensors)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{document} is not a training state of ours: {error}.", START_OVER) from None
     if owner != recipe:
         raise ArtifactError(
             f"{folder} holds the training state of another recipe: the run folder belongs to that one.",
             "Use another --out, or --force to train anew in its place.",
         )
+    if theirs != ranks:
+        raise ArtifactError(
+            f"{folder} holds the training state of {theirs} process(es), and this is a run of {ranks}: "
+            "it would not end in the same weights.",
+            f"Start {theirs} process(es) to go on, or use --force to train anew with {ranks}.",
+        )
     _prove(tensors, expected)
     return saved
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _prove(tensors: Path, expected: FileDigest) -> None:

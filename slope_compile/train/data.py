@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
@@ -20,13 +23,18 @@ from torchvision.transforms import InterpolationMode, v2
 
 from slope_compile.errors import DataError
 from slope_compile.recipe import DataSection, ModelSection
-from slope_compile.train.images import decode, undecodable
-from slope_compile.train.sources import FAKE_CLASSES, ImageFile, list_folder, parse_source
+from slope_compile.train.images import decode, to_check, undecodable
+from slope_compile.train.sources import FAKE_CLASSES, ImageFile, TaskKind, list_folder, parse_source
+
+if TYPE_CHECKING:
+    from slope_compile.train.detection.dataset import DetectionDataset
 
 # ImageNet's statistics, for every source: what the pretrained models of torchvision and most of timm expect.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EVAL_CROP = 0.875  # of the resized side, for models that learn from random crops
 SPLIT_SEED = 0
+MAX_REPLACED = 100  # images in a row that may be broken
+MEND = "Replace or remove the broken images."
 
 
 class Images(Protocol):
@@ -47,11 +55,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         indices: Which of its images.
         transform: From PIL image or uint8 tensor to float32 [3, size, size].
         seed: Of the augmentation.
+        replace: Whether an image that does not decode gives way to the next one that does, the same on every rank and
+            after a resume; otherwise reading it raises.
     """
 
-    def __init__(self, images: Images, indices: Sequence[int], transform: v2.Compose, seed: int) -> None:
-        self._images, self._indices, self._transform, self._seed = images, list(indices), transform, seed
+    def __init__(
+        self, images: Images, indices: Sequence[int], transform: v2.Compose, seed: int, replace: bool = False
+    ) -> None:
+        self._images, self._transform, self._seed, self._replace = images, transform, seed, replace
+        # Not a list: counting references to a million numbers would copy its pages in every data worker.
+        self._indices = array("q", indices)
         self._epoch = 0
+        self._replaced: list[str] = []
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the augmentation's random draws; call it before the workers start."""
@@ -66,8 +81,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return len(self._indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        position = self._indices[index]
-        image = self._images.read(position)
+        position, image = self._read(index)
         # torchvision draws from torch's global generator: lend it a seed of this item's own, whoever runs it.
         generator = torch.default_generator
         state = generator.get_state()
@@ -77,16 +91,33 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         finally:
             generator.set_state(state)
 
+    def take_replaced(self) -> list[str]:
+        """Return what was wrong with each image replaced since the last call, in this process."""
+        told, self._replaced = self._replaced, []
+        return told
+
+    def _read(self, index: int) -> tuple[int, Image.Image | Tensor]:
+        for offset in range(MAX_REPLACED):
+            position = self._indices[(index + offset) % len(self)]
+            try:
+                return position, self._images.read(position)
+            except DataError as error:
+                if not self._replace:
+                    raise
+                self._replaced.append(error.problem)
+        raise DataError(f"{MAX_REPLACED} images in a row do not decode; the last: {self._replaced[-1]}", MEND)
+
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split; `skipped` maps the images that do not decode to the reason."""
+    """A data set, split; `skipped` maps the images and annotations that are not usable to the reason."""
 
-    train: ImageDataset
-    validation: ImageDataset
+    train: ImageDataset | DetectionDataset
+    validation: ImageDataset | DetectionDataset
     classes: list[str]
     source: str
     skipped: dict[str, str]
+    kind: TaskKind = "classification"
 
 
 def load_data(section: DataSection, seed: int, classes: int | None = None) -> Data:
@@ -100,8 +131,13 @@ def load_data(section: DataSection, seed: int, classes: int | None = None) -> Da
     Raises:
         DataError: If the source is unknown, missing, empty, has no classes, splits that differ, a class too small to
             split, or (with bad_images: refuse) an image that does not decode.
+        RecipeError: If another key of the section does not fit the source.
     """
     source = parse_source(section.source)
+    if source.task == "detection":
+        from slope_compile.train.detection.dataset import load_detection
+
+        return load_detection(section, seed)
     skipped: dict[str, str] = {}
     images: Images
     if source.kind == "imagefolder":
@@ -114,7 +150,7 @@ def load_data(section: DataSection, seed: int, classes: int | None = None) -> Da
         images = FakeImages(source.items, section.size, len(names))
         train, validation = stratified_split(images.labels, section.validation, names)
     return Data(
-        ImageDataset(images, train, _train_transform(section), seed),
+        ImageDataset(images, train, _train_transform(section), seed, replace=section.bad_images == "skip"),
         ImageDataset(images, validation, _plain_transform(section), seed),
         names,
         section.source,
@@ -172,15 +208,16 @@ def stratified_split(labels: Sequence[int], share: float, classes: Sequence[str]
 
 
 class FileImages:
-    """Images in files."""
+    """Images in files; a million paths are one block of bytes, which data workers share (see ImageDataset)."""
 
     def __init__(self, files: Sequence[ImageFile]) -> None:
-        self._paths = [file.path for file in files]
-        self.labels: Sequence[int] = [file.label for file in files]
+        paths = [os.fsencode(file.path) for file in files]
+        self._paths, self._ends = b"".join(paths), array("q", accumulate(map(len, paths), initial=0))
+        self.labels: Sequence[int] = array("l", [file.label for file in files])
 
     def read(self, index: int) -> Image.Image:
-        """Decode one file; DataError if it has changed since it was checked."""
-        return decode(self._paths[index])
+        """Decode one file; DataError if it does not decode."""
+        return decode(os.fsdecode(self._paths[self._ends[index] : self._ends[index + 1]]))
 
 
 class DigitImages:
@@ -230,11 +267,13 @@ def _from_folder(section: DataSection) -> tuple[FileImages, list[str], list[int]
         train, validation = stratified_split([file.label for file in files], section.validation, classes)
     else:
         train, validation = list(range(len(listing.train))), list(range(len(listing.train), len(files)))
-    bad = undecodable(files)
+    checked = to_check(files, train, validation)
+    bad = undecodable(checked)
     if bad and section.bad_images == "refuse":
         named = "; ".join(f"{path}: {reason}" for path, reason in list(bad.items())[:3])
+        sampled = "" if len(checked) == len(files) else f" (checked so far, of {len(files)})"
         raise DataError(
-            f"{len(bad)} of {len(files)} images do not decode: {named}.",
+            f"{len(bad)} of {len(checked)} images{sampled} do not decode: {named}.",
             "Replace or remove them, or set data.bad_images: skip.",
         )
     train, validation = ([i for i in side if files[i].path not in bad] for side in (train, validation))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from slope_compile.errors import DataError
 from slope_compile.train.data import mix
+from slope_compile.train.tasks import Classification
 
-Batch = tuple[Tensor, Tensor]  # float32 [n, 3, size, size], int64 [n]
+Collate = Callable[[Sequence[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -24,23 +26,34 @@ class _Failure:
     remedy: str
 
 
-class _Guarded(Dataset["tuple[Tensor, int] | _Failure"]):
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]]) -> None:
+@dataclass(frozen=True)
+class _Told:
+    """A batch, and what was wrong with the images that others stand for in it."""
+
+    batch: Any
+    replaced: list[str]
+
+    def pin_memory(self) -> _Told:
+        return _Told(self.batch.pin_memory(), self.replaced)
+
+
+class _Guarded(Dataset[Any]):
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | _Failure:
+    def __getitem__(self, index: int) -> Any:
         try:
-            return self._dataset[index]
+            item = self._dataset[index]
+            return item, getattr(self._dataset, "take_replaced", list)()
         except DataError as error:
             return _Failure(error.problem, error.remedy)
 
 
-def _collate(items: list[tuple[Tensor, int] | _Failure]) -> Batch | _Failure:
+def _collate(collate: Collate, items: list[Any]) -> Any:
     for item in items:
         if isinstance(item, _Failure):
             return item
-    images, labels = default_collate(items)
-    return images, labels
+    return _Told(collate([item for item, _ in items]), [text for _, replaced in items for text in replaced])
 
 
 def batch_count(items: int, batch: int) -> int:
@@ -64,9 +77,22 @@ def in_order(items: int, batch: int, rank: int = 0, world: int = 1) -> list[list
 
 
 def batches(
-    dataset: Dataset[tuple[Tensor, int]], order: Sequence[list[int]], workers: int, pin: bool
-) -> Iterator[Batch]:
+    dataset: Dataset[Any],
+    order: Sequence[list[int]],
+    workers: int,
+    pin: bool,
+    collate: Collate | None = None,
+    told: Callable[[str], object] | None = None,
+) -> Iterator[Any]:
     """Yield the batches of `order`.
+
+    Args:
+        dataset: The items.
+        order: The indices of each batch.
+        workers: Processes that read items; 0 reads them here.
+        pin: Whether batches go to page-locked memory.
+        collate: A task's; classification's if not given.
+        told: Called with what was wrong with each image that another stands for.
 
     Raises:
         DataError: If an item cannot be read, or a worker process dies.
@@ -75,7 +101,7 @@ def batches(
         _Guarded(dataset),
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, collate or Classification().collate),
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the loader would draw a number from the model's otherwise
     )
@@ -94,4 +120,7 @@ def batches(
             ) from error
         if isinstance(batch, _Failure):
             raise DataError(batch.problem, batch.remedy)
-        yield batch
+        if told is not None:
+            for text in batch.replaced:
+                told(text)
+        yield batch.batch

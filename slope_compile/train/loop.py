@@ -16,25 +16,39 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from slope_compile.artifacts import storage_errors
 from slope_compile.codes_file import save_codes
 from slope_compile.compression.api import Report, codes, layer_statistics, masks, penalty
+from slope_compile.compression.permutation import Permutation
 from slope_compile.compression.policy import LayerPlan, plan
 from slope_compile.errors import TrainingError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe
+from slope_compile.train.batchnorm import synchronized
 from slope_compile.train.checkpoint import SavedState, find_state, portable, restore, save_state
 from slope_compile.train.data import head_classes, load_data
-from slope_compile.train.engine import deterministic, make_accelerator, over_ranks, seed_epoch, share_buffers
+from slope_compile.train.engine import (
+    compile_error,
+    deterministic,
+    gathered,
+    make_accelerator,
+    process_count,
+    refuse_drift,
+    require_compiler,
+    seed_epoch,
+    share_buffers,
+)
 from slope_compile.train.loader import batch_count, batches, epoch_order
 from slope_compile.train.models import build_model
 from slope_compile.train.optimizer import lr_at, make_optimizer
-from slope_compile.train.tasks import Classification
+from slope_compile.train.step import Stepper
+from slope_compile.train.tasks import make_task
 from slope_compile.train.trained import CHECKPOINT, CODES, METRICS, compress_by, evaluate
 
 RECIPE_SECTIONS = ("model", "data", "compression", "train")
+VALIDATION_LOSS = "validation_loss"  # in an epoch's record, where "loss" is the training loss
+COMPILER = ("torch._dynamo", "torch._inductor")  # where the exceptions of torch.compile come from
 MAX_NAMED = 20  # skipped images named one by one
 
 
@@ -71,14 +85,20 @@ def train(recipe: Recipe, out: Path, state: Path, events: Events) -> None:
         ArtifactError: If the state is damaged or of another recipe.
         StorageError: If the disk refuses; the last committed state stays.
     """
-    saved = find_state(state, recipe.digest(*RECIPE_SECTIONS))
+    saved = find_state(state, recipe.digest(*RECIPE_SECTIONS), process_count())
     with deterministic():
         trainer = Trainer(recipe, state, events)
+        trainer.refuse_other_folder(saved)
         try:
             trainer.run(saved)
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise TrainingError(f"Out of GPU memory: {reason}.", "Lower data.batch, and train.lr with it.") from error
+            remedy = "Raise train.accumulate, or lower data.batch and train.lr with it."
+            raise TrainingError(f"Out of GPU memory: {reason}.", remedy) from error
+        except Exception as error:
+            if recipe.train.compile and type(error).__module__.startswith(COMPILER):
+                raise compile_error(error) from error
+            raise
         trainer.write(out)
 
 
@@ -96,14 +116,19 @@ class Trainer:
         self.accelerator = make_accelerator(recipe.train.precision)
         self.events = events if self.accelerator.is_main_process else Events()
         self.data = load_data(recipe.data, recipe.train.seed, recipe.model.classes)
+        self.replaced: set[str] = set()  # images found broken while training
         self._tell_skipped()
         classes = head_classes(recipe.model, self.data)
-        self.task = Classification(classes, recipe.train.label_smoothing)
         seed_epoch(recipe.train.seed, 0, alike=True)
-        self.model = build_model(recipe.model, classes, recipe.data.size)
+        self.model = build_model(
+            recipe.model, classes, recipe.data.size, note=lambda text: self.events.note("train", text)
+        )
+        self.task = make_task(recipe, self.data, self.model)
         plan(self.model, recipe.compression)  # a model or an override that cannot be had fails now, not after FP32
         device = self.accelerator.device
         self.model.to(device)
+        if recipe.train.compile:
+            require_compiler(device)
         # Tensor cores want channels-last images; on a CPU they cost a quarter more time here. Weights stay as they are.
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         # What the dense model takes as FP32: parameters and running statistics, before any step size is added.
@@ -111,10 +136,21 @@ class Trainer:
         self._refuse_tiny_batches()
         self.steps = batch_count(len(self.data.train), recipe.data.batch)  # per epoch
         self.report: Report | None = None
+        self.measured: dict[str, float] | None = None  # after the last epoch, in the arithmetic of training
         self.history: dict[str, Any] = {"fp32": None, "compressed": None, "epochs": []}
         section = recipe.train
         self.fp32 = Phase("fp32", 0, section.pretrain_epochs, section.pretrain_lr or section.lr)
         self.slope = Phase("slope", section.pretrain_epochs, section.epochs, section.lr)
+
+    def refuse_other_folder(self, saved: SavedState | None) -> None:
+        """Raise unless every rank has found the same state: nodes must share the run folder."""
+        done = gathered(self.accelerator, saved.done if saved else 0)
+        if len(set(done)) > 1:
+            found = ", ".join(map(str, done))
+            raise TrainingError(
+                f"The processes find different training states in {self.state}: epochs done are {found}.",
+                "Put the run folder on a file system that all nodes share.",
+            )
 
     def run(self, saved: SavedState | None) -> None:
         """Run what is left after `saved`."""
@@ -130,7 +166,9 @@ class Trainer:
             saved = None
         if self.history["fp32"] is None:
             self.history["fp32"] = self._result()
-        self.report = compress_by(self.recipe.compression, self.model)
+        self.report = compress_by(self.recipe.compression, self.model, permute=saved is None)
+        if self.report.permutation is not None:
+            self._tell_permuted(self.report.permutation)
         self.run_phase(self.slope, done, saved)
         self.history["compressed"] = self._result()
 
@@ -146,9 +184,12 @@ class Trainer:
             "plan": [_plan_row(row) for row in self.report],
             "layers": last["layers"],
             "fp32_bytes": self.fp32_bytes,
+            "metric": self.task.metric,
             "classes": self.data.classes,
             "data": {"train": len(self.data.train), "validation": len(self.data.validation)},
         }
+        if "permutation" in self.history:
+            document["permutation"] = self.history["permutation"]
         with storage_errors(out):
             save_file(portable(self.model.state_dict()), out / CHECKPOINT)
             save_codes(out / CODES, codes(self.model))
@@ -156,20 +197,27 @@ class Trainer:
 
     def run_phase(self, phase: Phase, done: int, saved: SavedState | None) -> None:
         """Train the epochs of a phase that are not done yet; `saved` is the state to go on from."""
-        optimizer = make_optimizer(self.model, self.recipe.train)
+        section = self.recipe.train
+        optimizer = make_optimizer(self.model, section)
         model, prepared = self.accelerator.prepare(self.model, optimizer)
         if saved:
             restore(saved, self.model, optimizer)
             if saved.scaler and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(saved.scaler)
+        term = penalty if phase is self.slope else None
+        stepper = Stepper(
+            self.accelerator, self.task, self.model, model, prepared, term, section.accumulate, section.compile
+        )
         before = self._masks(phase)
         for epoch in range(done, phase.end):
-            record = self._train_epoch(phase, epoch, model, prepared)
+            with synchronized(self.model):
+                record = self._train_epoch(phase, epoch, model, stepper)
             share_buffers(self.model)
-            measured = self._evaluate()
-            self._refuse_damage(phase, epoch, record["lr"], measured["loss"])
+            refuse_drift(self.accelerator, self.model)
+            self.measured = measured = self._evaluate()
+            self._refuse_damage(phase, epoch, record["lr"], measured)
             after = self._masks(phase)
-            record |= {"accuracy": measured["accuracy"], "validation_loss": measured["loss"]}
+            record |= {VALIDATION_LOSS if name == "loss" else name: value for name, value in measured.items()}
             record["layers"] = self._layer_records(before, after) if phase is self.slope else {}
             before = after
             self.history["epochs"].append(record)
@@ -178,60 +226,46 @@ class Trainer:
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
 
-    def _train_epoch(self, phase: Phase, epoch: int, model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Any]:
+    def _train_epoch(self, phase: Phase, epoch: int, model: nn.Module, stepper: Stepper) -> dict[str, Any]:
         section, seed = self.recipe.train, self.recipe.train.seed
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         warmup = min(round(section.warmup_epochs * self.steps), phase.epochs * self.steps)
         seed_epoch(seed, epoch + 1)
         self.data.train.set_epoch(epoch)
         order = epoch_order(len(self.data.train), self.recipe.data.batch, seed, epoch)
-        share = [batch[self.accelerator.process_index :: self.accelerator.num_processes] for batch in order]
         device = self.accelerator.device
-        sums, items, lr = [0.0, 0.0], 0, 0.0
+        sums, lr = [0.0, 0.0], 0.0
         model.train()
-        pinned = device.type == "cuda"
-        for index, (images, labels) in enumerate(batches(self.data.train, share, self.recipe.data.workers, pinned)):
-            step = (epoch - phase.first) * self.steps + index
+        share = [batch[rank::ranks] for batch in order]
+        pin, replaced = device.type == "cuda", set[str]()
+        read = batches(self.data.train, share, self.recipe.data.workers, pin, self.task.collate, replaced.add)
+        for index, batch in enumerate(read):
+            step, items = (epoch - phase.first) * self.steps + index, len(order[index])
             lr = lr_at(step, phase.epochs * self.steps, warmup, phase.lr)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            images = images.to(device, non_blocking=True, memory_format=self.layout)
-            loss, term = self._step(phase, model, optimizer, images, labels.to(device, non_blocking=True))
+            loss, term = stepper.take(batch.to(device, self.layout), items, lr)
             if not math.isfinite(loss + term):
                 raise self._diverged(f"the loss is {loss + term} at step {index + 1} of {self.steps}", phase, epoch, lr)
-            sums, items = [sums[0] + loss * len(labels), sums[1] + term * len(labels)], items + len(labels)
+            sums = [sums[0] + loss * items, sums[1] + term * items]
             text = f"{phase.name} {epoch - phase.first + 1}/{phase.epochs} · loss {loss:.3f}"
             self.events.progress("train", epoch * self.steps + index + 1, self.slope.end * self.steps, text)
-        total, penalized, count = over_ranks(self.accelerator, [*sums, float(items)])
-        number = epoch - phase.first + 1
-        return {"phase": phase.name, "epoch": number, "loss": total / count, "penalty": penalized / count, "lr": lr}
-
-    def _step(
-        self, phase: Phase, model: nn.Module, optimizer: optim.Optimizer, images: Tensor, labels: Tensor
-    ) -> tuple[float, float]:
-        """Take one optimizer step, unless loss or penalty is not finite; return both."""
-        optimizer.zero_grad()
-        # Forward pass and penalty share each compressed weight; the cache ends before the weights change.
-        with parametrize.cached():
-            loss = self.task.loss(model(images), labels)
-            term = penalty(self.model) if phase is self.slope else torch.zeros_like(loss)
-            self.accelerator.backward(loss + term)
-        values = float(loss.detach()), float(term.detach())
-        if math.isfinite(sum(values)):
-            optimizer.step()
-        return values
+        self._tell_replaced(replaced)
+        total, penalized = (value / len(self.data.train) for value in sums)
+        return {"phase": phase.name, "epoch": epoch - phase.first + 1, "loss": total, "penalty": penalized, "lr": lr}
 
     def _evaluate(self) -> dict[str, float]:
+        """Return the task's figures on the validation split, the item count left out."""
         share = (self.accelerator.process_index, self.accelerator.num_processes)
-        section = self.recipe.data
-        return evaluate(self.model, self.data.validation, section.batch, workers=section.workers, share=share)
+        # As many at once as in training: what fits there fits here.
+        batch = max(self.recipe.data.batch // (share[1] * self.recipe.train.accumulate), 1)
+        workers = self.recipe.data.workers
+        found = evaluate(self.model, self.data.validation, batch, task=self.task, workers=workers, share=share)
+        return {name: value for name, value in found.items() if name != "items"}
 
     def _result(self) -> dict[str, float]:
-        """Return accuracy and loss of the model as it is, in float32 whatever precision it was trained in."""
-        if self.history["epochs"] and self.accelerator.mixed_precision == "no":
-            last = self.history["epochs"][-1]
-            return {"accuracy": last["accuracy"], "loss": last["validation_loss"]}
-        measured = self._evaluate()
-        return {"accuracy": measured["accuracy"], "loss": measured["loss"]}
+        """Return the figures of the model as it is, in float32 whatever precision it was trained in."""
+        if self.measured is not None and self.accelerator.mixed_precision == "no":
+            return self.measured
+        return self._evaluate()
 
     def _masks(self, phase: Phase) -> dict[str, Tensor]:
         return masks(self.model) if phase is self.slope else {}
@@ -249,8 +283,14 @@ class Trainer:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
             digest = self.recipe.digest(*RECIPE_SECTIONS)
-            save_state(self.state, digest, done, self.model, optimizer, self.history, scaler)
+            ranks = self.accelerator.num_processes
+            save_state(self.state, digest, done, self.model, optimizer, self.history, scaler, ranks)
         self.accelerator.wait_for_everyone()
+
+    def _tell_permuted(self, permutation: Permutation) -> None:
+        """Keep the outcome with the state: whoever resumes later finds the weights permuted."""
+        self.history["permutation"] = asdict(permutation)
+        self.events.note("train", str(permutation))
 
     def _tell_skipped(self) -> None:
         skipped = self.data.skipped
@@ -258,28 +298,38 @@ class Trainer:
             self.events.warning("train", f"skipped {path}: {reason}")
         if skipped:
             self.events.warning(
-                "train", f"{len(skipped)} image(s) of {self.data.source} do not decode and are left out"
+                "train", f"{len(skipped)} item(s) of {self.data.source} are not usable and are left out"
             )
+
+    def _tell_replaced(self, replaced: set[str]) -> None:
+        """Name the images, met by any rank in this epoch, that did not decode."""
+        new = sorted(set().union(*gathered(self.accelerator, replaced)) - self.replaced)
+        self.replaced |= set(new)
+        for text in new[:MAX_NAMED]:
+            self.events.warning("train", f"skipped {text} Its neighbour stands for it.")
+        if new:
+            self.events.warning("train", f"{len(new)} image(s) met in this epoch do not decode")
 
     def _refuse_tiny_batches(self) -> None:
-        """Raise where a rank would get no image, or a batch norm a single one to take statistics over."""
-        items, ranks = len(self.data.train), self.accelerator.num_processes
-        least = items // batch_count(items, self.recipe.data.batch) // ranks
+        """Raise where a part would hold no image, or a batch norm take statistics over a single one."""
+        items, ranks, parts = len(self.data.train), self.accelerator.num_processes, self.recipe.train.accumulate
+        least = items // batch_count(items, self.recipe.data.batch) // ranks // parts
         normed = any(isinstance(module, _BatchNorm) for module in self.model.modules())
-        if least < (2 if normed else 1):
+        if least < 1 or (normed and least * ranks < 2):
             raise TrainingError(
-                f"data.batch {self.recipe.data.batch} of {items} images leaves {least} image(s) a step for each of "
-                f"{ranks} process(es){', too few for batch norm' if normed else ''}.",
-                "Raise data.batch, or add images.",
+                f"data.batch {self.recipe.data.batch} of {items} images leaves {least} image(s) at a time for each of "
+                f"{ranks} process(es) and {parts} part(s){', too few for batch norm' if normed else ''}.",
+                "Raise data.batch, lower train.accumulate, or add images.",
             )
 
-    def _refuse_damage(self, phase: Phase, epoch: int, lr: float, validation_loss: float) -> None:
+    def _refuse_damage(self, phase: Phase, epoch: int, lr: float, measured: dict[str, float]) -> None:
         """Keep weights that are not finite out of the saved state: a finite loss may have led to them."""
         damaged = next((n for n, p in self.model.named_parameters() if not bool(p.isfinite().all())), None)
         if damaged is not None:
             raise self._diverged(f"{damaged} is not finite after the last step", phase, epoch, lr)
-        if not math.isfinite(validation_loss):
-            raise self._diverged(f"the validation loss is {validation_loss}", phase, epoch, lr)
+        loss = measured.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the validation loss is {loss}", phase, epoch, lr)
 
     def _diverged(self, what: str, phase: Phase, epoch: int, lr: float) -> TrainingError:
         kept = f"The state after epoch {epoch} is kept in {self.state}" if epoch else "No epoch had finished before"

@@ -17,8 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slope_compile.errors import ModelError, nearest
+from slope_compile.errors import ModelError, SlopeCompileError, nearest
 from slope_compile.recipe import ModelSection
+from slope_compile.train.detection.models import (
+    build_detector,
+    detector_names,
+    detector_weights,
+    fit_detector,
+    is_detector,
+    prove_detector,
+)
 from slope_compile.train.sources import USER_MODEL, is_local
 from slope_compile.train.weights import copy_matching, load_local
 
@@ -28,17 +36,25 @@ MANY = 40  # more known names than this are not listed in an error
 OFFLINE = "Download them elsewhere and name a local .safetensors file in model.weights."
 
 
-def build_model(section: ModelSection, classes: int, size: int = 224, load_weights: bool = True) -> nn.Module:
-    """Build a classification model with a head of `classes` for 3 x size x size images.
+def build_model(
+    section: ModelSection,
+    classes: int,
+    size: int = 224,
+    load_weights: bool = True,
+    note: Callable[[str], None] | None = None,
+) -> nn.Module:
+    """Build a classification model, or a detector, with a head of `classes` for 3 x size x size images.
 
     Args:
         section: The recipe's model section.
-        classes: Size of the head.
+        classes: Size of the head; a detector has one more, the background.
         size: Side of the images in pixels; one image is run through the model to prove that it fits.
         load_weights: False leaves the model untrained (a checkpoint follows).
+        note: Told where the head of a local weights file does not fit and is drawn anew.
 
     Raises:
         ModelError: If there is no such model, its weights do not fit, or such an image does not give `classes` logits.
+        RecipeError: If another key does not fit a detector.
     """
     library, slash, name = section.name.partition("/")
     weights = section.weights if load_weights else None
@@ -50,10 +66,14 @@ def build_model(section: ModelSection, classes: int, size: int = 224, load_weigh
         model = _timm(name, section, classes, size, weights)
     else:
         raise ModelError(f"model.name '{section.name}' is of no form known.", _form_hint(library, section.name))
-    if section.stem == "small":
+    if is_detector(model):
+        fit_detector(model, section, size)
+    elif section.stem == "small":
         _small_stem(model, section.name)
     if weights is not None and is_local(weights):
-        load_local(model, Path(weights))
+        drawn = load_local(model, Path(weights), classes + is_detector(model))
+        if drawn and note:
+            note(f"{weights} was made for other classes: {', '.join(drawn)} start untrained")
     _prove(model, section, classes, size)
     return model
 
@@ -67,11 +87,17 @@ def _form_hint(library: str, name: str) -> str:
 def _torchvision(name: str, section: ModelSection, classes: int, size: int, weights: str | None) -> nn.Module:
     from torchvision import models
 
-    _require(name, models.list_models(module=models), "torchvision", "classification model", "model.name")
+    detectors = detector_names()
+    _require(name, [*models.list_models(module=models), *detectors], "torchvision", "model", "model.name")
     enum = models.get_model_weights(name)
     from_library = section.weights is not None and not is_local(section.weights)
     if from_library:
-        _require(str(section.weights), list(enum.__members__), f"torchvision/{name}", "weights", "model.weights")
+        known = detector_weights(name) if name in detectors else list(enum.__members__)
+        _require(str(section.weights), known, f"torchvision/{name}", "weights", "model.weights")
+    if name in detectors:
+        remedy = OFFLINE if from_library and weights is not None else ""
+        detector: nn.Module = _guarded(section, lambda: build_detector(name, section, classes, weights), remedy)
+        return detector
     settings = _torchvision_settings(models.get_model_builder(name), size, from_library)
     model: nn.Module = _guarded(section, lambda: models.get_model(name, weights=None, num_classes=classes, **settings))
     if from_library and weights is not None:
@@ -195,8 +221,14 @@ def _prove(model: nn.Module, section: ModelSection, classes: int, size: int) -> 
     training = model.training
     model.eval()
     try:
+        if is_detector(model):
+            prove_detector(model, section, classes, size)
+            model.train(training)
+            return
         with torch.no_grad():
             logits = model(torch.zeros(1, 3, size, size))
+    except SlopeCompileError:
+        raise
     except Exception as error:
         because = "stem: small changes the shapes inside it" if section.stem == "small" else "it may need larger images"
         raise ModelError(

@@ -15,7 +15,7 @@ from train_files import commit
 
 from slope_compile.errors import ArtifactError, StorageError
 from slope_compile.recipe import TrainSection
-from slope_compile.train.checkpoint import find_state, portable, restore, save_state
+from slope_compile.train.checkpoint import _seal, find_state, portable, restore, save_state
 from slope_compile.train.optimizer import make_optimizer
 
 
@@ -81,9 +81,36 @@ def test_a_damaged_document_is_named(state: Path, text: str) -> None:
 def test_a_document_cannot_point_outside(state: Path) -> None:
     document = json.loads((state / "state.json").read_text())
     (state / "epoch-000001.safetensors").rename(state.parent / "elsewhere.safetensors")
-    (state / "state.json").write_text(json.dumps({**document, "file": "../elsewhere.safetensors"}))
+    del document["seal"]
+    document["file"] = "../elsewhere.safetensors"
+    (state / "state.json").write_text(json.dumps({**document, "seal": _seal(document)}))
     with pytest.raises(ArtifactError, match=r"state/elsewhere\.safetensors cannot be read"):
         find_state(state, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("done", 7),
+        ("done", "x"),
+        ("history", {"epochs": 5}),
+        ("history", []),
+        ("scaler", 3),
+        ("ranks", None),
+        ("file", 1),
+        ("seal", "0" * 64),
+    ],
+)
+def test_an_edited_document_is_named(state: Path, key: str, value: object) -> None:
+    document = json.loads((state / "state.json").read_text())
+    (state / "state.json").write_text(json.dumps({**document, key: value}))
+    with pytest.raises(ArtifactError, match=r"state\.json is not a training state of ours: it was edited"):
+        find_state(state, "recipe")
+
+
+def test_a_state_of_another_number_of_processes_is_refused(state: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"of 1 process\(es\), and this is a run of 8.*Start 1 process\(es\)"):
+        find_state(state, "recipe", ranks=8)
 
 
 def test_a_state_of_another_recipe_is_refused(state: Path) -> None:

@@ -46,10 +46,10 @@ def test_workers_and_ranks_see_the_same_items() -> None:
     helped = list(batches(data, order, workers=2, pin=False))
     halves = [list(batches(data, [part[rank::2] for part in order], workers=0, pin=False)) for rank in (0, 1)]
     for step, (images, labels) in enumerate(alone):
-        assert torch.equal(images, helped[step][0])
-        assert torch.equal(labels, helped[step][1])
+        assert torch.equal(images, helped[step].images)
+        assert torch.equal(labels, helped[step].labels)
         for rank in (0, 1):
-            assert torch.equal(images[rank::2], halves[rank][step][0])
+            assert torch.equal(images[rank::2], halves[rank][step].images)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -207,7 +207,7 @@ def test_skipped_images_are_told_and_counted(make_recipe: MakeRecipe, image_fold
     run = Run(make_recipe(data=data, train={"pretrain_epochs": 1, "epochs": 1}), tmp_path)
     warned = [event["text"] for event in run.of("warning")]
     assert any("3.png" in text for text in warned)
-    assert any(text.startswith("1 image") for text in warned)
+    assert any(text.startswith("1 item") for text in warned)
     assert sum(run.metrics["data"].values()) == 9
     assert run.metrics["classes"] == ["ant", "bee"]
     assert load_trained(run.recipe, run.out)(torch.zeros(1, 3, 8, 8)).shape == (1, 2)  # classes from the metrics

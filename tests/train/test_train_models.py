@@ -111,9 +111,6 @@ def test_local_weights_are_loaded_strictly(net_file: Path, tmp_path: Path) -> No
     save_file({**{k: v for k, v in state.items() if k != "0.weight"}, "extra": torch.zeros(1)}, path)
     with pytest.raises(ModelError, match=r"missing 0\.weight; unexpected extra"):
         build(name, size=8, weights=str(path))
-    with pytest.raises(ModelError, match=r"9\.bias is \(10,\), the model's is \(7,\)"):
-        save_file(state, path)
-        build(name, size=8, classes=7, weights=str(path))
     path.write_bytes(b"\xff" * 64)
     with pytest.raises(ModelError, match="not a safetensors file"):
         build(name, size=8, weights=str(path))

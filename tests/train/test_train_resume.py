@@ -94,6 +94,27 @@ def test_resumed_runs_end_in_the_same_bytes(
     assert digests(again) == expected
 
 
+def test_permuted_runs_resume_to_the_same_bytes(
+    make_recipe: Callable[..., Recipe], start: Start, tmp_path: Path
+) -> None:
+    recipe = make_recipe(compression={"permute": True})
+    whole = fresh(tmp_path / "whole")
+    assert start(recipe, whole, None) == 0
+    again = fresh(tmp_path / "again")
+    for kill in (["progress", 3], ["progress", 3], ["progress", 3]):  # before, at and after the change of phase
+        assert killed(start(recipe, again, kill)), f"was not killed at {kill}"
+    assert start(recipe, again, None) == 0
+    assert digests(again) == digests(whole)
+    metrics = json.loads((whole / "out" / METRICS).read_text())
+    before, after = metrics["permutation"]["kept"]["3"]
+    assert before < after
+    # The checkpoint's weights are permuted: loading it searches nothing and measures what training measured.
+    model = load_trained(recipe, whole / "out")
+    data = load_data(recipe.data, recipe.train.seed, recipe.model.classes)
+    measured = evaluate(model, data.validation, recipe.data.batch)
+    assert measured["accuracy"] == metrics["compressed"]["accuracy"]
+
+
 def test_a_kill_at_any_step_of_a_commit_leaves_the_old_state_or_the_new(start: Start, tmp_path: Path) -> None:
     found = []
     for count in range(1, 100):

@@ -1,0 +1,1 @@
+"""Detection and segmentation: COCO data, drawn shapes, the task, torchvision's detectors."""
