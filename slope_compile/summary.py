@@ -1,4 +1,4 @@
-"""What a run folder holds, in numbers: stages, layers, sizes, accuracies. For `inspect`, `run` and the report."""
+"""What a run folder holds, in numbers: stages, layers, sizes, metrics. For `inspect`, `run` and the report."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from slope_compile.artifacts import FileDigest, RunFolder, write_atomically
+from slope_compile.metric_names import compared
 from slope_compile.recipe import load_recipe
 
 FLOAT_BYTES = 4
 
 
 def summarize(folder: RunFolder) -> dict[str, Any]:
-    """Return stages, per-layer rows, sizes and accuracies of a run; what is not there, or damaged, is null."""
+    """Return stages, per-layer rows, sizes and metrics of a run; what is not there, or damaged, is null.
+
+    `accuracies` holds the primary metric, whose name is `metric`: accuracy, or a detector's `mask_map` or `box_map`;
+    `other_metrics` likewise what else the run is judged by.
+    """
     metrics, layers = _json(folder, "train/metrics.json"), _json(folder, "export/layers.json")
+    metric = metrics["metric"] if metrics else "accuracy"
     return {
         "run": str(folder.path),
         "stages": {stage: record.to_json() for stage, record in sorted(folder.records.items())},
         "layers": _layer_rows(folder, metrics, layers),
         "sizes": _sizes(folder, metrics, layers),
-        "accuracies": _accuracies(folder, metrics),
+        "metric": metric,
+        "accuracies": _measured(folder, metrics, metric),
+        "other_metrics": {name: _measured(folder, metrics, name) for name in compared(metric)[1:]},
     }
 
 
@@ -59,7 +67,9 @@ def write_report(folder: RunFolder) -> Path:
                 t: found for t in _targets(folder, "verify") if (found := _json(folder, f"verify/{t}/verify.json"))
             },
             sizes=[SizeRow(*row) for row in _size_rows(folder, summary["sizes"])],
+            metric=summary["metric"],
             accuracies=summary["accuracies"],
+            other_metrics=summary["other_metrics"],
             versions=_versions(folder),
         )
     )
@@ -148,14 +158,18 @@ def _nominal_bytes(row: Any) -> float:
     return elements * n / m * float(row["bits"]) / 8
 
 
-def _accuracies(folder: RunFolder, metrics: Any) -> dict[str, float | None]:
+def _measured(folder: RunFolder, metrics: Any, metric: str) -> dict[str, float | None]:
+    """Return a metric of the FP32 model, the compressed model and the ONNX file."""
     onnx = None
     for target in _targets(folder, "verify"):
         verdict = _json(folder, f"verify/{target}/verify.json") or {"checks": []}
-        onnx = next((c["figures"].get("onnx") for c in verdict["checks"] if c["name"] == "metric"), onnx)
+        figures: dict[str, Any] = next(
+            (check["figures"] for check in verdict["checks"] if check["name"] == "metric"), {}
+        )
+        onnx = figures.get(metric, figures).get("onnx", onnx)  # the primary metric's stand outside, others below theirs
     return {
-        "fp32": metrics and metrics["fp32"]["accuracy"],
-        "compressed": metrics and metrics["compressed"]["accuracy"],
+        "fp32": metrics and metrics["fp32"][metric],
+        "compressed": metrics and metrics["compressed"][metric],
         "onnx": onnx,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from slope_compile.artifacts import RunFolder
+from slope_compile.metric_names import words
 from slope_compile.recipe import load_recipe
 from slope_compile.summary import summarize, verdict_of
 from slope_compile_cli import options
@@ -41,11 +42,12 @@ def command(
 
 
 def print_summary(console: Console, summary: dict[str, object]) -> None:
-    """Print accuracies and sizes."""
-    accuracies, sizes = summary["accuracies"], summary["sizes"]
-    assert isinstance(accuracies, dict) and isinstance(sizes, dict)
-    shown = {name: None if value is None else f"{100 * value:.2f} %" for name, value in accuracies.items()}
-    console.table("accuracy", list(shown), [list(shown.values())])
+    """Print metrics and sizes."""
+    accuracies, others, sizes = summary["accuracies"], summary["other_metrics"], summary["sizes"]
+    assert isinstance(accuracies, dict) and isinstance(others, dict) and isinstance(sizes, dict)
+    for metric, values in {str(summary["metric"]): accuracies, **others}.items():
+        shown = {name: None if value is None else f"{100 * value:.2f} %" for name, value in values.items()}
+        console.table(words(metric), list(shown), [list(shown.values())])
     rows = [
         (name, row["weights"], f"{row['weights_ratio']}x", row["model"], f"{row['model_ratio']}x")
         for name, row in sizes.items()

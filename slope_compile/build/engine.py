@@ -24,6 +24,7 @@ from slope_compile.build.targets import Target, find_target
 from slope_compile.build.worker import Request, Shapes
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
+from slope_compile.qdq.activations import quantized_layers
 from slope_compile.qdq.checks import check_scale, check_zero_point
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
@@ -98,7 +99,7 @@ def build_engine(
             f"{model}: {'; '.join(findings[:3])}.",
             "TensorRT wants positive scales and zero points of 0: quantize it so.",
         )
-    places = place_all(weights, chosen)
+    places = place_all(weights, chosen, quantized_layers(model))
     profile = batch_profile(load_model(model).graph, batch)
     sparse = any(is_sparse(weight) for weight in weights)
     with tempfile.TemporaryDirectory(prefix="placed.", dir=out) as folder:

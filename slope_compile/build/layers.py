@@ -84,6 +84,7 @@ class EngineLayer:
         outputs: Names of the tensors it writes.
         tactic: Its kernel, None where it is chosen at run time.
         onnx: Names of the ONNX nodes that it came from.
+        input_types: Types of the tensors it reads, constants left out.
     """
 
     name: str
@@ -93,6 +94,7 @@ class EngineLayer:
     outputs: tuple[str, ...]
     tactic: str | None
     onnx: tuple[str, ...]
+    input_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def _layer(line: str, name: str, kind: str) -> EngineLayer:
         inputs=tuple(tensor.name for tensor in inputs),
         outputs=tuple(tensor.name for tensor in outputs),
         tactic=(tactic["tactic"].strip() or None) if tactic else None,
+        input_types=tuple(tensor.dtype for tensor in inputs if "const" not in tensor.name),
         onnx=tuple(_ONNX.findall(line.rpartition(", Metadata: ")[2])),
     )
 

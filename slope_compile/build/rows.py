@@ -13,10 +13,13 @@ from slope_compile.build.backends import Backend
 from slope_compile.build.holding import Held, Wanted, find_held, node_names
 from slope_compile.build.layers import EngineLayer, Sparsity, parse_layers, parse_sparsity
 from slope_compile.build.placement import Place, is_sparse
+from slope_compile.compression.codes import kernel_note
 from slope_compile.qdq.tensors import element_bits
 from slope_compile.qdq.weights import CodedWeight
+from slope_compile.recipe import parse_pattern
 
 AT_RUN_TIME = "not checked: TensorRT-RTX chooses kernels at run time"
+INT8_PLACEMENTS = ("sparse-int8", "int8")
 NO_LINES = "not checked: the build log has no (Sparsity) lines"
 
 
@@ -47,7 +50,7 @@ def engine_rows(
     sparsity = parse_sparsity(log)
     held = find_held(wanted, parse_layers(log))
     found = {
-        weight.name: (weight, place, _engine(one, sparsity, backend))
+        weight.name: (weight, place, _engine(one, place, sparsity, backend))
         for weight, place, one in zip(weights, places, held, strict=True)
     }
     rows = []
@@ -55,6 +58,8 @@ def engine_rows(
         if row["name"] in found:
             _, place, engine = found.pop(row["name"])
             reason = row["reason"] if place.placement == "float" else place.reason  # the policy knows why it left it
+            if row["pattern"] and (note := kernel_note(*parse_pattern(row["pattern"]))):
+                reason = f"{reason}; {note}"
             here = {"placement": place.placement, "reason": reason, "container": place.container}
             rows.append({**row, **here, "engine": engine})
         else:
@@ -63,7 +68,7 @@ def engine_rows(
 
 
 def summarize(rows: list[dict[str, Any]], log: str, backend: Backend) -> dict[str, Any]:
-    """Return the counts: coded layers, those held as declared, types in the engine, sparse kernels.
+    """Return the counts: coded layers, those held as declared, types in the engine, INT8 products, sparse kernels.
 
     Args:
         rows: As `engine_rows` returned them.
@@ -80,12 +85,19 @@ def summarize(rows: list[dict[str, Any]], log: str, backend: Backend) -> dict[st
         "not_held": [row["name"] for row in coded if not row["engine"]["held"]],
         "types": dict(sorted(Counter(row["engine"]["dtype"] or "not found" for row in rows).items())),
         "weight_bytes": sum(row["engine"]["bytes"] or 0 for row in rows),
+        "int8": {
+            "declared": sum(row["placement"] in INT8_PLACEMENTS for row in rows),
+            "multiplied": sum(bool(row["engine"]["int8_product"]) for row in rows),
+        },
         "sparse": {"eligible": sparsity.eligible, "chosen": sparsity.chosen, "source": source},
     }
 
 
-def _engine(held: Held, sparsity: Sparsity, backend: Backend) -> dict[str, Any]:
-    compute = held.compute
+def _engine(held: Held, place: Place, sparsity: Sparsity, backend: Backend) -> dict[str, Any]:
+    compute, note = held.compute, held.note
+    product = _int8_product(held)
+    if place.placement in INT8_PLACEMENTS and not product:
+        note = "; ".join(filter(None, [note, "no layer of the engine multiplies it with an Int8 activation"]))
     return {
         "layer": held.layer and held.layer.name,
         "layer_type": held.layer and held.layer.kind,
@@ -94,9 +106,18 @@ def _engine(held: Held, sparsity: Sparsity, backend: Backend) -> dict[str, Any]:
         "computed_by": compute and compute.name,
         "tactic": compute and compute.tactic,
         "sparse_kernel": None if backend.rtx else _sparse_kernel(compute, sparsity),
-        "held": held.declared,
-        "note": held.note,
+        "int8_product": product,
+        "held": held.declared and (product or place.placement not in INT8_PLACEMENTS),
+        "note": note,
     }
+
+
+def _int8_product(held: Held) -> bool:
+    """Return whether one layer reads both the weight's constant as Int8 and an activation as Int8."""
+    constant, compute = held.constant, held.compute
+    if constant is None or compute is None or constant.dtype != "Int8":
+        return False
+    return held.layer == compute and "Int8" in compute.input_types
 
 
 def _sparse_kernel(compute: EngineLayer | None, sparsity: Sparsity) -> bool | None:
@@ -107,7 +128,7 @@ def _sparse_kernel(compute: EngineLayer | None, sparsity: Sparsity) -> bool | No
 
 
 def _absent(note: str) -> dict[str, Any]:
-    keys = ("layer", "layer_type", "dtype", "bytes", "computed_by", "tactic", "sparse_kernel")
+    keys = ("layer", "layer_type", "dtype", "bytes", "computed_by", "tactic", "sparse_kernel", "int8_product")
     return {**dict.fromkeys(keys), "held": False, "note": note}
 
 

@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 import torch
@@ -16,6 +16,8 @@ from torch.nn.utils import parametrize
 
 from slope_compile.compression.api import fold
 from slope_compile.errors import ModelError
+from slope_compile.export.detection.suppress import TRANSLATIONS
+from slope_compile.export.passes.activations import emit_quantizers
 
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
 TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant
@@ -33,21 +35,24 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return frozen
 
 
-def float_graph(model: nn.Module, shape: tuple[int, ...], opset: int) -> ir.Model:
+def float_graph(model: nn.Module, shape: tuple[int, ...], opset: int, outputs: Sequence[str] = (OUTPUT,)) -> ir.Model:
     """Return the ONNX graph of a model's compressed weights, as torch.export sees it and not yet optimized.
 
     Args:
-        model: A frozen copy (`frozen_copy`); its parametrizations are folded away here.
+        model: A frozen copy (`frozen_copy`); its parametrizations are folded away here, and its quantizers of
+            activations become operators of ours (`passes/activations.py`).
         shape: Shape of one input, without the batch axis.
         opset: ONNX operator set.
+        outputs: Names of what the model returns, in order.
 
     Returns:
-        A graph from `input` float32 [batch, *shape] to `output` [batch, ...].
+        A graph from `input` float32 [batch, *shape] to the outputs, each [batch, ...].
 
     Raises:
         ModelError: If the model cannot be exported, or only with a fixed batch size.
     """
     fold(model)
+    emit_quantizers(model)
     model.requires_grad_(False)
     example = torch.zeros(TRACED_BATCH, *shape)
     try:
@@ -60,7 +65,8 @@ def float_graph(model: nn.Module, shape: tuple[int, ...], opset: int) -> ir.Mode
                 opset_version=opset,
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(outputs),
+                custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -74,15 +80,15 @@ def float_graph(model: nn.Module, shape: tuple[int, ...], opset: int) -> ir.Mode
 
 
 def _check_signature(graph: ir.Model, shape: tuple[int, ...], name: str) -> None:
-    """The input is [batch, *shape] and the output [batch, ...]: torch falls back to a fixed batch without a word."""
-    (given,), (made,) = graph.graph.inputs, graph.graph.outputs
-    for value, expected in ((given, (BATCH, *map(str, shape))), (made, (BATCH,))):
+    """The input is [batch, *shape], outputs [batch, ...]: torch falls back to a fixed batch without a word."""
+    (given,) = graph.graph.inputs
+    for value, expected in ((given, (BATCH, *map(str, shape))), *((made, (BATCH,)) for made in graph.graph.outputs)):
         dims = () if value.shape is None else tuple(str(dim) for dim in value.shape)
         if dims[: len(expected)] != expected:
             raise ModelError(
                 f"{name} exports '{value.name}' as [{', '.join(dims)}], not as [{', '.join(expected)}…]: "
                 "its forward fixes or moves the batch axis.",
-                "The first axis of input and output must be the batch, of any size.",
+                "The first axis of the input and of every output must be the batch, of any size.",
             )
 
 

@@ -2,48 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.numpy
 import torch
-from torch import nn
+from torch import Tensor
 
 from slope_compile.errors import ModelError
+from slope_compile.export.float_graph import OUTPUT
 
 CHUNK = 32  # images at once, so that many samples do not need much memory
 
 
-def golden_outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Return the model's outputs, float32 [samples, ...], with its parametrizations as they are.
+def golden_outputs(model: Callable[[Tensor], object], inputs: Tensor) -> dict[str, Tensor]:
+    """Return the model's outputs by name, float32 [samples, ...], with its parametrizations as they are.
 
     Args:
-        model: The trained model, in eval mode, on the host.
+        model: The trained model, in eval mode, on the host. It returns a tensor, which is called `output`, or a mapping
+            of names to tensors.
         inputs: float32 [samples, ...].
 
     Raises:
-        ModelError: If the model returns anything but one tensor with a row a sample, or numbers that are not finite.
+        ModelError: If the model returns anything but tensors with a row a sample, or numbers that are not finite.
     """
+    name = type(model).__name__
     with torch.no_grad():
-        chunks = [model(chunk) for chunk in inputs.split(CHUNK)]
-    wrong = [c for c, x in zip(chunks, inputs.split(CHUNK), strict=True) if not _is_batch(c, len(x))]
-    if wrong:
-        made = f"a tensor {list(wrong[0].shape)}" if isinstance(wrong[0], torch.Tensor) else type(wrong[0]).__name__
-        raise ModelError(
-            f"{type(model).__name__} returns {made}, not one tensor with a row for each input.",
-            "Wrap the model in a module that returns one tensor.",
-        )
-    outputs = torch.cat(chunks).float()
-    if not outputs.isfinite().all():
-        raise ModelError(f"{type(model).__name__} returns NaN or infinity for the golden inputs.", "Train it again.")
+        chunks = [_named(model(chunk), len(chunk), name) for chunk in inputs.split(CHUNK)]
+    outputs = {key: torch.cat([chunk[key] for chunk in chunks]).float() for key in chunks[0]}
+    if not all(output.isfinite().all() for output in outputs.values()):
+        raise ModelError(f"{name} returns NaN or infinity for the golden inputs.", "Train it again.")
     return outputs
 
 
-def write_golden(path: Path, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-    """Write `inputs` and `outputs`, float32, as safetensors."""
-    tensors = {"inputs": inputs.contiguous().numpy(), "outputs": outputs.contiguous().numpy()}
+def write_golden(path: Path, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
+    """Write `inputs`, and `outputs` (a lone one) or `outputs.NAME` for each, float32, as safetensors."""
+    tensors = {"inputs": inputs.contiguous().numpy()}
+    for name, output in outputs.items():
+        tensors["outputs" if list(outputs) == [OUTPUT] else f"outputs.{name}"] = output.contiguous().numpy()
     # Not save_file: a full disk must show as OSError.
     path.write_bytes(safetensors.numpy.save(tensors))
 
 
-def _is_batch(output: object, rows: int) -> bool:
-    return isinstance(output, torch.Tensor) and output.ndim > 0 and len(output) == rows
+def _named(answer: object, rows: int, model: str) -> dict[str, Tensor]:
+    """Return a model's answer to `rows` samples as a mapping."""
+    named: dict[str, Any] = dict(answer) if isinstance(answer, Mapping) else {OUTPUT: answer}
+    for name, output in named.items():
+        if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != rows:
+            made = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            what = made if name == OUTPUT else f"{made} as '{name}'"
+            raise ModelError(
+                f"{model} returns {what}, not a tensor with a row for each input.",
+                "Wrap the model in a module that returns one tensor, or a dict of tensors.",
+            )
+    if not named or not all(isinstance(name, str) for name in named):
+        raise ModelError(f"{model} returns a dict without names or tensors.", "Name each output with a text.")
+    return named

@@ -38,7 +38,7 @@ def layer_rows(
     Args:
         modules: The folded model's layers (`layer_weights`).
         codes: The coded weights among them.
-        placements: Weight name -> (operator, placement), for every weight that one layer alone uses.
+        placements: Weight name -> (operator, placement), for every weight that only layers use.
         stored: What the reader found in the file.
     """
     by_name = {weight.name: weight for weight in stored}
@@ -69,7 +69,7 @@ def _row(name: str, op: str, placement: Placement, weight: CodedWeight, coded: C
 
 
 def _shared_row(name: str, module: nn.Module) -> dict[str, Any]:
-    """Return the row of a float weight that the graph uses in its own way: tied, or part of a bigger operator."""
+    """Return the row of a float weight that the graph uses in its own way: computed, or part of a bigger operator."""
     weight: npt.NDArray[np.float32] = module.weight.detach().cpu().numpy()  # type: ignore[operator]
     if isinstance(module, nn.Linear):
         op = "MatMul"
@@ -79,7 +79,7 @@ def _shared_row(name: str, module: nn.Module) -> dict[str, Any]:
         "name": name,
         "op": op,
         "placement": "float",
-        "reason": "in float, and not a weight of its own in the graph: tied, computed, or part of a bigger operator",
+        "reason": "in float, and not a weight of its own in the graph: computed, or part of a bigger operator",
         "container": "FLOAT",
         "bits": None,
         "pattern": None,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from slope_compile.compression.activations import trained_quantizers
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.events import Events
+from slope_compile.export.detection import graph_form, own_answer
 from slope_compile.export.float_graph import float_graph, frozen_copy
 from slope_compile.export.golden import golden_outputs, write_golden
 from slope_compile.export.layers import layer_rows, layer_weights
 from slope_compile.export.passes import run_pass
+from slope_compile.export.passes.activations import ProveActivations, QuantizeActivations
 from slope_compile.export.passes.clean import CleanModel
 from slope_compile.export.passes.hold import HoldWeights
 from slope_compile.export.passes.optimize import Optimize
@@ -78,16 +81,21 @@ def export_model(
     copy = frozen_copy(model)
     inputs = inputs.detach().cpu().float()
     events.progress(STAGE, 0, 4, "golden outputs")
-    write_golden(files.golden, inputs, golden_outputs(copy, inputs))
+    exported = graph_form(copy, tuple(inputs.shape[1:]))
+    outputs = golden_outputs(own_answer(copy, exported), inputs)
+    write_golden(files.golden, inputs, outputs)
 
     events.progress(STAGE, 1, 4, "float graph")
-    graph = float_graph(copy, tuple(inputs.shape[1:]), opset)
-    modules = layer_weights(copy)
+    quantizers = trained_quantizers(exported)
+    graph = float_graph(exported, tuple(inputs.shape[1:]), opset, list(outputs))
+    modules = layer_weights(exported)
 
     events.progress(STAGE, 2, 4, "passes")
     hold = HoldWeights(codes, list(modules))
     run_pass(hold, graph)
     run_pass(Optimize(opset), graph)
+    activations = QuantizeActivations(quantizers)
+    run_pass(activations, graph)
     quantize = QuantizeWeights(hold.held, codes, opset)
     run_pass(quantize, graph)
     run_pass(CleanModel(), graph)
@@ -95,7 +103,11 @@ def export_model(
     events.progress(STAGE, 3, 4, "write and read back")
     write = WriteModel(files.model, codes, quantize.placements, external_over)
     run_pass(write, graph)
-    layers = {"layers": layer_rows(modules, codes, quantize.placements, write.weights)}
+    run_pass(ProveActivations(files.model, quantizers, activations.placed), graph)
+    layers: dict[str, Any] = {"layers": layer_rows(modules, codes, quantize.placements, write.weights)}
+    if quantizers:
+        placed = activations.placed
+        layers["activations"] = [{**asdict(one), "pairs": placed[name]} for name, one in quantizers.items()]
     files.layers.write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
     events.progress(STAGE, 4, 4, "done")
     return layers

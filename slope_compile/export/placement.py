@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from slope_compile.compression.codes import CodedTensor
+import numpy as np
+
+from slope_compile.compression.codes import REDUCTION_AXIS, CodedTensor, group_nonzeros
 
 BLOCKS = (128, 64)  # TensorRT's INT4 block sizes, the cheaper one first (quantized types, "supported block sizes")
 INT2_OPSET = 25  # DequantizeLinear takes INT2 since then
 GEMM = ("MatMul", "Gemm")
+SPARSE_N, SPARSE_M = 2, 4  # the pattern of NVIDIA's sparse tensor cores
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Placement:
     """How a weight is stored.
 
     Attributes:
-        name: `int4-storage`, `int4-weight`, `int8-weight` or `float`.
+        name: `sparse-int8`, `int8`, `int4-storage`, `int4-weight`, `int8-weight` or `float`.
         reason: Why, in a sentence.
         container: ONNX element type of the codes: INT2, INT4, INT8; FLOAT for a weight that was left alone.
         block_size: Input channels that share a stored scale; 0 for one scale per output channel.
@@ -29,15 +32,22 @@ class Placement:
     block_size: int = 0
 
 
-def place(tensor: CodedTensor, op: str, opset: int) -> Placement:
+def place(tensor: CodedTensor, op: str, opset: int, reads_int8: bool = False) -> Placement:
     """Return the placement of a coded weight.
 
     Args:
         tensor: Codes in torch's layout: K, C, R, S or out, in.
         op: The ONNX operator that multiplies with it.
         opset: The file's operator set.
+        reads_int8: Whether every operator that multiplies with it reads a quantized activation.
     """
     shape = tuple(tensor.codes.shape)
+    if reads_int8:
+        # TensorRT multiplies INT8 with INT8 only: beside a quantized activation it takes no INT4 convolution.
+        rides = f"the activation is INT8, so the {tensor.bits}-bit codes ride unchanged in INT8"
+        if _is_sparse(tensor):
+            return Placement("sparse-int8", f"{rides}; at most 2 of every 4 are not zero", "INT8")
+        return Placement("int8", rides, "INT8")
     if tensor.bits > 4:
         return Placement("int8-weight", f"{tensor.bits}-bit codes need an INT8 container", "INT8")
     if math.prod(shape) % 2:
@@ -55,3 +65,11 @@ def place(tensor: CodedTensor, op: str, opset: int) -> Placement:
         return Placement("int4-storage", reason, container)
     reason = f"TensorRT fuses INT4 into the matrix product; the channel's scale is repeated per block of {block_size}"
     return Placement("int4-weight", reason, container, block_size)
+
+
+def _is_sparse(tensor: CodedTensor) -> bool:
+    """Return whether codes fit sparse tensor cores: counted, so that 1:4 and 2:8 fit too, and all zeros do not."""
+    codes = np.asarray(tensor.codes)
+    if codes.shape[REDUCTION_AXIS] % SPARSE_M or not codes.any():
+        return False
+    return bool(group_nonzeros(codes, SPARSE_M, REDUCTION_AXIS).max() <= SPARSE_N)

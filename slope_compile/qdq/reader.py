@@ -31,7 +31,7 @@ def coded_weights(source: Path | onnx.ModelProto) -> list[CodedWeight]:
     """Return every constant that a Conv, ConvTranspose, MatMul or Gemm multiplies with, in graph order.
 
     A weight stored as floats is returned too (`codes` is None), also where the graph quantizes it as it runs.
-    One that several operators use the same way is returned once.
+    One that several operators use the same way (a shared head, a tied layer) is returned once.
 
     Args:
         source: An ONNX file, whose external data must lie in its folder, or a model without external data.
@@ -44,6 +44,7 @@ def coded_weights(source: Path | onnx.ModelProto) -> list[CodedWeight]:
     else:
         model, folder = load_model(source), source.parent
     found: dict[tuple[Any, ...], tuple[CodedWeight, _Path, TensorProto]] = {}
+    different: dict[tuple[Any, ...], CodedWeight] = {}
     for scope in scopes(model):
         for node in scope.nodes:
             for index in _weight_inputs(node):
@@ -52,9 +53,17 @@ def coded_weights(source: Path | onnx.ModelProto) -> list[CodedWeight]:
                     continue
                 key = (id(tensor), tuple(id(step) for _, step in path), node.op_type, index, *_transposed(scope, node))
                 if key not in found:  # the path and the tensor are kept, so that no other object gets their ids
-                    found[key] = _weight(scope, node, index, path, name, tensor, folder), path, tensor
+                    weight = _weight(scope, node, index, path, name, tensor, folder)
+                    found[key] = weight, path, tensor
+                    different.setdefault((id(tensor), *_meaning(weight, path)), weight)
                 break  # where both factors of a MatMul are constant, the second one is the weight
-    return [weight for weight, _, _ in found.values()]
+    return list(different.values())
+
+
+def _meaning(weight: CodedWeight, path: _Path) -> tuple[Any, ...]:
+    """Return what tells two uses of one tensor apart: each user of a tied layer may have a Transpose of its own."""
+    dequantized = tuple(id(step) for _, step in path if step.op_type not in ("Transpose", "Reshape", "Identity"))
+    return dequantized, weight.op, weight.steps, weight.consumed_axis
 
 
 def _weight_inputs(node: NodeProto) -> tuple[int, ...]:

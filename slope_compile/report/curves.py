@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from slope_compile.metric_names import title, words
 from slope_compile.report.charts import Band, Line, bar_chart, drawable, line_chart, sparkline
 from slope_compile.report.data import RunData
 from slope_compile.report.figures import number, percent, plural, significant
@@ -30,12 +31,12 @@ Epochs = Sequence[Mapping[str, Any]]
 
 
 def training(data: RunData) -> Markup:
-    """Return loss and accuracy over both phases, and the numbers behind them."""
+    """Return loss and task metric over both phases, and the numbers behind them."""
     epochs: Epochs = (data.metrics or {}).get("epochs") or []
     if not epochs:
         return section("training", "Training", absent("No curves: this run has not been trained."))
-    figures = [_loss_figure(epochs), _accuracy_figure(epochs, data.accuracies.get("fp32"))]
-    numbers = details("The numbers behind the curves", _epoch_table(epochs))
+    figures = [_loss_figure(epochs), _metric_figure(epochs, data.metric, data.accuracies.get("fp32"))]
+    numbers = details("The numbers behind the curves", _epoch_table(epochs, data.metric))
     return section("training", "Training", tag("div", *figures, class_="charts"), numbers)
 
 
@@ -43,18 +44,20 @@ def _loss_figure(epochs: Epochs) -> Markup:
     trained = Line("training loss", [epoch.get("loss") for epoch in epochs])
     validated = Line("validation loss", [epoch.get("validation_loss") for epoch in epochs], "dashed")
     caption = f"Training loss over {plural(len(epochs), 'epoch')}, last {number(trained.values[-1], 3)}"
-    chart = line_chart(caption, [validated, trained], _bands(epochs))
-    said = "; dashed: validation loss, which has no label smoothing" if any(map(drawable, validated.values)) else ""
+    known = any(map(drawable, validated.values))  # a detector has no validation loss
+    chart = line_chart(caption, [validated, trained] if known else [trained], _bands(epochs))
+    said = "; dashed: validation loss, which has no label smoothing" if known else ""
     return _figure("Loss", chart, f"{caption}{said}. The regularizer is not part of it")
 
 
-def _accuracy_figure(epochs: Epochs, fp32: float | None) -> Markup:
+def _metric_figure(epochs: Epochs, metric: str, fp32: float | None) -> Markup:
+    heading = f"Validation {words(metric)}"
     reference = Line("FP32 model", [fp32] * len(epochs), "dashed")
-    measured = Line("validation accuracy", [epoch.get("accuracy") for epoch in epochs])
-    caption = f"Validation accuracy over {plural(len(epochs), 'epoch')}, last {percent(measured.values[-1])}"
+    measured = Line(f"validation {words(metric)}", [epoch.get(metric) for epoch in epochs])
+    caption = f"{heading} over {plural(len(epochs), 'epoch')}, last {percent(measured.values[-1])}"
     chart = line_chart(caption, [reference, measured], _bands(epochs), 100, " %")
     said = "; dashed: the FP32 model that compression started from" if fp32 is not None else ""
-    return _figure("Validation accuracy", chart, caption + said)
+    return _figure(heading, chart, caption + said)
 
 
 def _bands(epochs: Epochs) -> list[Band]:
@@ -66,8 +69,9 @@ def _bands(epochs: Epochs) -> list[Band]:
     ]
 
 
-def _epoch_table(epochs: Epochs) -> Markup:
-    numbers = ("Loss", "Penalty", "Validation loss", "Accuracy", "Learning rate")
+def _epoch_table(epochs: Epochs, metric: str) -> Markup:
+    validated = any("validation_loss" in epoch for epoch in epochs)  # a detector has none
+    numbers = ("Loss", "Penalty", *(["Validation loss"] if validated else []), title(metric), "Learning rate")
     head = ["Epoch", "Phase", *(column(title) for title in numbers)]
     rows = [
         [
@@ -75,8 +79,8 @@ def _epoch_table(epochs: Epochs) -> Markup:
             str(epoch["phase"]).upper(),
             figure_cell(number(epoch.get("loss"), 4)),
             figure_cell(number(epoch.get("penalty"), 4)),
-            figure_cell(number(epoch.get("validation_loss"), 4)),
-            figure_cell(percent(epoch.get("accuracy"))),
+            *([figure_cell(number(epoch.get("validation_loss"), 4))] if validated else []),
+            figure_cell(percent(epoch.get(metric))),
             figure_cell(significant(epoch.get("lr"))),
         ]
         for index, epoch in enumerate(epochs, 1)
@@ -94,7 +98,7 @@ def direction(data: RunData) -> Markup:
     note = (
         "Compression turns a filter away from the weights that training moves; the cosine regularizer keeps the angle "
         "small. 1 means the same direction. A higher cosine is not by itself a better model: read it beside the "
-        "accuracy."
+        f"{words(data.metric)}."
     )
     figures = [figure for figure in (_direction_over_epochs(first, epochs), _direction_bars(rows)) if figure]
     return section("direction", title, sentences([note]), tag("div", *figures, class_="charts"))

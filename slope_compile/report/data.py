@@ -35,7 +35,9 @@ class RunData:
         builds: Target -> build/TARGET/layers.json.
         verdicts: Target -> verify/TARGET/verify.json.
         sizes: In pipeline order.
-        accuracies: `fp32`, `compressed` and `onnx`, shares of 1; None where not measured.
+        accuracies: The primary metric of `fp32`, `compressed` and `onnx`, shares of 1; None where not measured.
+        metric: Its name, and its key in the metrics' epochs.
+        other_metrics: Further metrics, each like `accuracies`.
         versions: Package -> version.
     """
 
@@ -48,6 +50,8 @@ class RunData:
     sizes: Sequence[SizeRow] = ()
     accuracies: Mapping[str, float | None] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    metric: str = "accuracy"
+    other_metrics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def setting(self, section: str, key: str) -> Any:
         """Return a value of the recipe, None where it has none."""

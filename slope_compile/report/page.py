@@ -9,7 +9,7 @@ from slope_compile.report.curves import direction, steps, training
 from slope_compile.report.data import RunData, SizeRow
 from slope_compile.report.layers import layers
 from slope_compile.report.markup import Markup, tag
-from slope_compile.report.results import accuracy, checks, pipeline, tiles, verdict_banner
+from slope_compile.report.results import accuracy, checks, metric_heading, pipeline, tiles, verdict_banner
 from slope_compile.report.tables import absent, code, details, section, table, value_text
 
 __all__ = ["RunData", "SizeRow", "render"]
@@ -71,7 +71,8 @@ def _head(data: RunData) -> Markup:
 
 
 def _header(data: RunData) -> Markup:
-    entries = (tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title in CONTENTS.items())
+    contents = {**CONTENTS, "accuracy": metric_heading(data)}
+    entries = (tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title in contents.items())
     return tag(
         "header",
         tag("p", "slope-compile report", class_="kind"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from slope_compile.metric_names import title
 from slope_compile.report.charts import share_bar
 from slope_compile.report.data import RunData
 from slope_compile.report.figures import is_number, number, percent, plural, ratio, size
@@ -62,7 +63,7 @@ def tiles(data: RunData) -> Markup | None:
 def _tiles(data: RunData) -> Iterator[tuple[str, str, str]]:
     fp32, compressed = data.accuracies.get("fp32"), data.accuracies.get("compressed")
     if compressed is not None:
-        yield "Accuracy, compressed", percent(compressed), f"FP32 {percent(fp32)}"
+        yield f"{title(data.metric)}, compressed", percent(compressed), f"FP32 {percent(fp32)}"
     for row in data.sizes:
         if row.stage == "export" or row.stage.startswith("build"):
             target = row.stage.partition("/")[2]
@@ -161,29 +162,46 @@ def _sizes(data: RunData) -> Markup:
     )
 
 
+def metric_heading(data: RunData) -> str:
+    """Return the title of the part about the task metric."""
+    return "Accuracy" if data.metric == "accuracy" else "Mean average precision"
+
+
 def accuracy(data: RunData) -> Markup:
-    """Return the task metric of the FP32 model, the compressed model and the ONNX file."""
+    """Return the task's metrics of the FP32 model, the compressed model and the ONNX file."""
+    heading = metric_heading(data)
     if not any(value is not None for value in data.accuracies.values()):
-        return section("accuracy", "Accuracy", absent("Nothing was measured: this run has not been trained."))
-    fp32 = data.accuracies.get("fp32")
+        return section("accuracy", heading, absent("Nothing was measured: this run has not been trained."))
+    allowed = data.setting("verify", "metric_drop")
+    note = (
+        f"Measured on the validation images. The verdict allows a relative drop of {percent(allowed, 1)} against FP32."
+    )
+    tables = [_metric_table(data, metric, values) for metric, values in _metrics(data).items()]
+    return section("accuracy", heading, *tables, sentences([note]))
+
+
+def _metrics(data: RunData) -> dict[str, Mapping[str, float | None]]:
+    return {data.metric: data.accuracies, **data.other_metrics}
+
+
+def _metric_table(data: RunData, metric: str, values: Mapping[str, float | None]) -> Markup:
+    fp32 = values.get("fp32")
     losses = {name: (data.metrics or {}).get(name, {}).get("loss") for name in ("fp32", "compressed")}
+    has_loss = any(loss is not None for loss in losses.values())
     names = {"fp32": "FP32 model", "compressed": "Compressed model (PyTorch)", "onnx": "ONNX file (ONNX Runtime)"}
     rows = []
     for key, name in names.items():
-        value = data.accuracies.get(key)
+        value = values.get(key)
         change = (
             f"{number((value - fp32) * 100, 2)} points"
             if value is not None and fp32 is not None and key != "fp32"
             else "–"
         )
         shown = percent(value) if value is not None else "not measured"
-        rows.append([name, figure_cell(shown), figure_cell(change), figure_cell(number(losses.get(key), 4))])
-    head = ["Model", column("Accuracy"), column("Against FP32"), column("Loss")]
-    allowed = data.setting("verify", "metric_drop")
-    note = (
-        f"Measured on the validation images. The verdict allows a relative drop of {percent(allowed, 1)} against FP32."
-    )
-    return section("accuracy", "Accuracy", table("Accuracy on the validation images", head, rows), sentences([note]))
+        row = [name, figure_cell(shown), figure_cell(change)]
+        rows.append([*row, figure_cell(number(losses.get(key), 4))] if has_loss else row)
+    head = ["Model", column(title(metric)), column("Against FP32"), *([column("Loss")] if has_loss else [])]
+    return table(f"{title(metric)} on the validation images", head, rows)
 
 
 def checks(data: RunData) -> Markup:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from slope_compile.errors import ArtifactError
-from slope_compile.verify.runners import Array
+from slope_compile.verify.runners import Array, Arrays
 
 MAX_GOLDEN_BYTES = 2**32
 REMEDY = "Make it anew with `slope-compile export`."
@@ -17,10 +17,10 @@ REMEDY = "Make it anew with `slope-compile export`."
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs (samples, ...) and the trained model's outputs (samples, ...)."""
+    """Inputs (samples, ...) and the trained model's outputs (samples, ...) by name; a lone one has the name ""."""
 
     inputs: Array
-    outputs: Array
+    outputs: Arrays
 
 
 def read_golden(path: Path) -> Golden:
@@ -38,10 +38,12 @@ def read_golden(path: Path) -> Golden:
         raise ArtifactError(f"{path.name} is missing.", REMEDY) from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{path.name} is no safetensors file, or is cut off: {error}.", REMEDY) from None
-    if sorted(tensors) != ["inputs", "outputs"]:
+    several = len(tensors) > 1 and all(name.startswith("outputs.") for name in tensors if name != "inputs")
+    if "inputs" not in tensors or not (several or sorted(tensors) == ["inputs", "outputs"]):
         raise ArtifactError(f"{path.name} holds {', '.join(sorted(tensors)) or 'nothing'}, no golden samples.", REMEDY)
-    golden = Golden(tensors["inputs"], tensors["outputs"])
-    if not golden.inputs.ndim or not len(golden.inputs) or golden.outputs.shape[:1] != golden.inputs.shape[:1]:
-        shapes = f"inputs {golden.inputs.shape} and outputs {golden.outputs.shape}"
-        raise ArtifactError(f"{path.name} holds {shapes}: not one output a sample.", REMEDY)
-    return golden
+    inputs = tensors.pop("inputs")
+    for name, output in tensors.items():
+        if not inputs.ndim or not len(inputs) or output.shape[:1] != inputs.shape[:1]:
+            shapes = f"inputs {inputs.shape} and {name} {output.shape}"
+            raise ArtifactError(f"{path.name} holds {shapes}: not one output a sample.", REMEDY)
+    return Golden(inputs, {name.partition(".")[2]: output for name, output in tensors.items()})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from slope_compile.codes_file import load_codes
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.events import Events
+from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.verify.digests import Digests, check_digests
 from slope_compile.verify.engine import EngineUnderTest, check_engine
@@ -16,6 +17,7 @@ from slope_compile.verify.golden import read_golden
 from slope_compile.verify.metric import MetricTask, check_metric
 from slope_compile.verify.parity import check_default, check_onnx, named
 from slope_compile.verify.runners import Arrays, default_session, random_feed, reference_session
+from slope_compile.verify.steps import step_problems
 from slope_compile.verify.tolerance import tolerance_of
 from slope_compile.verify.verdict import Check, Once, T, Verdict, attempt
 from slope_compile.verify.weights import check_codes, check_pattern
@@ -58,8 +60,9 @@ def verify_model(
     told = events or Events()
     session = Once(lambda: reference_session(onnx))
     weights = Once(lambda: coded_weights(onnx))
-    tolerance = Once(lambda: tolerance_of(weights()))
-    engine_tolerance = Once(lambda: tolerance_of(weights(), ten_bits=True))
+    quantizers = Once(lambda: stored_quantizers(onnx))
+    tolerance = Once(lambda: tolerance_of(weights(), quantizers=quantizers()))
+    engine_tolerance = Once(lambda: tolerance_of(weights(), ten_bits=True, quantizers=quantizers()))
     expected = (
         None
         if codes is None
@@ -77,24 +80,27 @@ def verify_model(
     def feeds() -> list[Arrays]:
         return [*([kept().inputs] if kept is not None else []), *further()]
 
-    def share(done: float) -> None:
-        told.progress("verify", len(checks) + done, len(steps), "metric")
+    def steps(model: nn.Module, inputs: Sequence[Arrays], figures: dict[str, Any]) -> list[str]:
+        return step_problems(onnx, model, session(), inputs, figures)
 
-    steps: dict[str, Callable[[], Check]] = {
+    def share(done: float) -> None:
+        told.progress("verify", len(checks) + done, len(checks_by_name), "metric")
+
+    checks_by_name: dict[str, Callable[[], Check]] = {
         "digest": lambda: check_digests(digests),
         "pattern": lambda: check_pattern(weights, expected),
-        "codes": lambda: check_codes(weights, expected, trained),
-        "parity.onnx": lambda: check_onnx(session, tolerance, trained, kept, further),
+        "codes": lambda: check_codes(weights, expected, trained, quantizers),
+        "parity.onnx": lambda: check_onnx(session, tolerance, trained, kept, further, steps),
         "parity.onnx-default": lambda: check_default(session, lambda: default_session(onnx), feeds()),
         "parity.engine": lambda: check_engine(engine, onnx, session, engine_tolerance, feeds),
         "metric": lambda: check_metric(task, session, trained, share),
     }
     checks: list[Check] = []
-    for name, step in steps.items():
-        told.progress("verify", len(checks), len(steps), name)
+    for name, step in checks_by_name.items():
+        told.progress("verify", len(checks), len(checks_by_name), name)
         checks.append(attempt(name, step))
         told.emit("check", name=name, status=checks[-1].status, detail=checks[-1].detail)
-    told.progress("verify", len(steps), len(steps))
+    told.progress("verify", len(checks_by_name), len(checks_by_name))
     return Verdict(tuple(checks))
 
 

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 
 from slope_compile.errors import ArtifactError
+from slope_compile.verify.detections import Detections, are_detections, match
 from slope_compile.verify.golden import Golden
 from slope_compile.verify.runners import (
     Array,
@@ -48,6 +49,7 @@ class Difference:
         relative: The same, relative to the largest |reference| of that output.
         cosine: Cosine similarity of all tested with all reference values.
         top1: Share of samples whose largest output is at the same place; None where outputs are no scores (n, classes).
+        detections: Of a detector, what was paired; the other figures are then over pairs.
     """
 
     within: bool
@@ -55,6 +57,7 @@ class Difference:
     relative: float
     cosine: float
     top1: float | None
+    detections: Detections | None = None
 
     def figures(self) -> dict[str, Any]:
         """Return the measured numbers, rounded."""
@@ -63,7 +66,13 @@ class Difference:
             "relative": significant(self.relative),
             "cosine": significant(self.cosine, 6),
             "top1_agreement": None if self.top1 is None else round(self.top1, 6),
+            **({} if self.detections is None else self.detections.figures()),
         }
+
+    def told(self, allowed: Tolerance) -> str:
+        """Return how far the outputs are apart, in words."""
+        far = f"differs by {self.relative:.2e} of the largest output, allowed {allowed.relative:.2e}"
+        return far if self.detections is None else f"{far}; {self.detections}"
 
 
 def compare(reference: Sequence[Arrays], tested: Sequence[Arrays], tolerance: Tolerance) -> Difference:
@@ -75,6 +84,8 @@ def compare(reference: Sequence[Arrays], tested: Sequence[Arrays], tolerance: To
     for expected, found in zip(reference, tested, strict=True):
         _require_comparable(expected, found)
     scale = {name: max(_largest(feed[name]) for feed in reference) for name in reference[0]}
+    if are_detections(list(reference[0])):
+        return _of_detections(match(reference, tested, tolerance), scale)
     results = RunResults()
     for name, iterations in (("tested", tested), ("reference", reference)):
         results.append((name, [IterationResult(_doubles(feed), runtime=0.0, runner_name=name) for feed in iterations]))
@@ -89,12 +100,21 @@ def compare(reference: Sequence[Arrays], tested: Sequence[Arrays], tolerance: To
     return Difference(within, worst, relative, _cosine(reference, tested), _top1(reference, tested))
 
 
+def _of_detections(found: Detections, scale: Mapping[str, float]) -> Difference:
+    """Return the difference of paired detections; `scale` is the largest reference value of each output."""
+    apart = {name: _largest(a - b) for name, (a, b) in found.pairs.items()}
+    relative = max(far / scale[name] if scale[name] else far for name, far in apart.items())
+    expected, tested = ({name: pair[side] for name, pair in found.pairs.items()} for side in (0, 1))
+    return Difference(found.within, max(apart.values()), relative, _cosine([expected], [tested]), None, found)
+
+
 def check_onnx(
     session: Once[ort.InferenceSession],
     tolerance: Once[Tolerance],
     model: Once[nn.Module] | None,
     golden: Once[Pair] | None,
     samples: Callable[[], Sequence[Arrays]],
+    steps: Callable[[nn.Module, Sequence[Arrays], dict[str, Any]], list[str]] | None = None,
 ) -> Check:
     """`parity.onnx`: the trained torch model, its golden outputs and ONNX Runtime without optimizations agree.
 
@@ -106,6 +126,7 @@ def check_onnx(
         model: The trained model.
         golden: Inputs and the outputs which the trained model had for them at export.
         samples: Gives further inputs, one mapping a feed.
+        steps: Compares quantized activations; returns what is wrong and adds to the figures.
     """
     if model is None and golden is None:
         raise NotCheckedError("neither the trained model nor golden outputs were given")
@@ -128,7 +149,13 @@ def check_onnx(
             problems += _differences([known.outputs], reference[:1], allowed, what, figures, "golden_")
     tested = infer_onnx(run, feeds, "onnxruntime")
     problems += _differences(reference, tested, allowed, f"ONNX Runtime against {whose}", figures)
+    if torch_model is not None and steps is not None:
+        problems += steps(torch_model, feeds, figures)
     within = f"{count} samples within {figures.get('relative')} of {whose}, allowed {figures['tolerance']}"
+    if "detections" in figures:
+        within += f"; {figures['off']} of {figures['detections']} detections apart, allowed {figures['off_allowed']}"
+        if not figures["detections"] and not problems:
+            raise NotCheckedError(f"nothing is detected in {count} samples: there is nothing to compare")
     return Check("parity.onnx", "fail" if problems else "pass", listed(problems) or within + note, figures)
 
 
@@ -149,16 +176,22 @@ def check_default(
 
 
 def named(golden: Golden, session: ort.InferenceSession) -> Pair:
-    """Give golden arrays the names of the ONNX model's one input and one output.
+    """Give golden arrays the names of the ONNX model's one input and its outputs, in the model's order.
 
     Raises:
-        ArtifactError: If the model has several.
+        ArtifactError: If the model has several inputs, or other outputs.
     """
     inputs, outputs = input_names(session), output_names(session)
-    if len(inputs) != 1 or len(outputs) != 1:
-        many = f"{len(inputs)} inputs and {len(outputs)} outputs"
-        raise ArtifactError(f"The ONNX model has {many}; golden samples are for one of each.", "Export it again.")
-    return Pair({inputs[0]: golden.inputs}, {outputs[0]: golden.outputs})
+    kept = dict(golden.outputs)
+    if list(kept) == [""] and len(outputs) == 1:
+        kept = {outputs[0]: kept[""]}
+    if len(inputs) != 1 or set(outputs) != set(kept):
+        many = f"{len(inputs)} inputs and the outputs {', '.join(outputs)}"
+        theirs = ", ".join(kept) if list(kept) != [""] else "one output"
+        raise ArtifactError(
+            f"The ONNX model has {many}; golden samples are of one input and {theirs}.", "Export it again."
+        )
+    return Pair({inputs[0]: golden.inputs}, {name: kept[name] for name in outputs})
 
 
 def _load(golden: Once[Pair] | None, problems: list[str]) -> Pair | None:
@@ -199,7 +232,7 @@ def _differences(
     figures |= {f"{prefix}{name}": value for name, value in found.figures().items()}
     if found.within:
         return []
-    return [f"{what}: differs by {found.relative:.2e} of the largest output, allowed {allowed.relative:.2e}"]
+    return [f"{what}: {found.told(allowed)}"]
 
 
 def _require_comparable(expected: Arrays, found: Arrays) -> None:

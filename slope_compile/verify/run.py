@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from slope_compile.artifacts import RunFolder, read_json
 from slope_compile.errors import ArtifactError, DataError, ModelError
 from slope_compile.events import Events
+from slope_compile.metric_names import compared, words
 from slope_compile.recipe import Recipe
 from slope_compile.verify.digests import Digests
 from slope_compile.verify.engine import EngineUnderTest
 from slope_compile.verify.files import write_verdict
-from slope_compile.verify.metric import Batch, MetricTask
+from slope_compile.verify.metric import Batch, MetricTask, References
 from slope_compile.verify.model import verify_model
 from slope_compile.verify.verdict import NotCheckedError, Verdict
 
@@ -120,7 +121,17 @@ def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> Metric
     from slope_compile.train.loader import batches, in_order
 
     measured = _json(metrics)
-    validation = load_data(recipe.data, recipe.train.seed, recipe.model.classes).validation
+    metric = _name(measured)
+    data = load_data(recipe.data, recipe.train.seed, recipe.model.classes)
+    if data.kind == "detection":
+        from slope_compile.verify.detection import detection_task
+
+        references = {
+            name: References(_figure(measured, "fp32", name), _figure(measured, "compressed", name))
+            for name in compared(metric)
+        }
+        return detection_task(data.validation, recipe.data.batch, recipe.verify.metric_drop, metric, references)
+    validation = data.validation
     order = in_order(len(validation), recipe.data.batch)
 
     def arrays() -> Iterator[Batch]:
@@ -132,8 +143,8 @@ def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> Metric
         batches=arrays,
         items=len(validation),
         budget=recipe.verify.metric_drop,
-        fp32=_accuracy(measured, "fp32"),
-        compressed=_accuracy(measured, "compressed"),
+        fp32=_figure(measured, "fp32", metric),
+        compressed=_figure(measured, "compressed", metric),
     )
 
 
@@ -142,13 +153,21 @@ def _require_torch() -> None:
         raise NotCheckedError("torch is not installed here (pip install 'slope-compile[train]')")
 
 
-def _accuracy(metrics: Any, which: str) -> float | None:
+def _name(metrics: Any) -> str:
+    """Return the run's primary metric."""
+    try:
+        return str(metrics["metric"])
+    except (KeyError, TypeError):
+        raise ArtifactError("metrics.json names no metric.", "Make it anew with `slope-compile train`.") from None
+
+
+def _figure(metrics: Any, which: str, metric: str) -> float | None:
     try:
         value = metrics[which]
-        return None if value is None else float(value["accuracy"])
+        return None if value is None else float(value[metric])
     except (KeyError, TypeError, ValueError):
         raise ArtifactError(
-            f"metrics.json holds no '{which}' accuracy.", "Make it anew with `slope-compile train`."
+            f"metrics.json holds no '{which}' {words(metric)}.", "Make it anew with `slope-compile train`."
         ) from None
 
 

@@ -105,7 +105,8 @@ class TorchRunner(BaseRunner):
     """Runs a torch model in evaluation mode, on the device where it is, and leaves it as it was.
 
     Args:
-        model: Takes the inputs by position; returns a tensor, a sequence of tensors or a mapping of them.
+        model: Takes the inputs by position; returns a tensor, a sequence of tensors or a mapping of them. A detector of
+            torchvision is run in the form that was exported.
         twin: The same model in ONNX Runtime: its inputs and outputs have the names, types and shapes.
     """
 
@@ -117,8 +118,11 @@ class TorchRunner(BaseRunner):
 
     def activate_impl(self) -> None:
         """Remember each module's mode and switch to evaluation."""
+        from slope_compile.export.detection import graph_form
+
         self._training = [(module, module.training) for module in self._model.modules()]
         self._model.eval()
+        self._form = graph_form(self._model, tuple(self._inputs[0].shape[1:])).eval()
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """Return names, types and shapes of the inputs; a torch model declares none itself."""
@@ -136,7 +140,7 @@ class TorchRunner(BaseRunner):
         arguments = [torch.as_tensor(np.asarray(feed_dict[value.name])).to(where) for value in self._inputs]
         start = time.perf_counter()
         with torch.inference_mode(), parametrize.cached():
-            answer = _in_order(self._model(*arguments))
+            answer = _in_order(self._form(*arguments))
         self.inference_time = time.perf_counter() - start
         if len(answer) != len(self._outputs):
             raise ValueError(f"the torch model returns {len(answer)} tensors, the ONNX model {len(self._outputs)}")

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from slope_compile.compression.codes import CodedTensor
+from slope_compile.qdq.activations import StoredQuantizer
 from slope_compile.qdq.checks import Finding, check_weight, compare
 from slope_compile.qdq.weights import CodedWeight
+from slope_compile.verify.steps import quantizer_findings
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, Status, listed, reason
 
 if TYPE_CHECKING:
@@ -48,13 +50,21 @@ def check_pattern(weights: Once[list[CodedWeight]], codes: Once[Codes] | None) -
     return Check("pattern", "pass", detail, figures)
 
 
-def check_codes(weights: Once[list[CodedWeight]], codes: Once[Codes] | None, model: Once[nn.Module] | None) -> Check:
+def check_codes(
+    weights: Once[list[CodedWeight]],
+    codes: Once[Codes] | None,
+    model: Once[nn.Module] | None,
+    quantizers: Once[list[StoredQuantizer]] | None = None,
+) -> Check:
     """`codes`: codes and scales of the file equal the checkpoint's, and codes × scale equals the trained weights.
+
+    So do the steps of its quantizers of activations.
 
     Args:
         weights: What the reader found in the file.
         codes: The checkpoint's coded tensors, by weight name.
         model: The trained model, where torch and the checkpoint are there.
+        quantizers: What the reader found of activations.
     """
     if codes is None:
         raise NotCheckedError("no coded tensors were given to compare with")
@@ -66,6 +76,7 @@ def check_codes(weights: Once[list[CodedWeight]], codes: Once[Codes] | None, mod
     if trained is not None:
         findings += list(_undeclared(trained, expected))
         findings += [finding for name, coded in expected.items() for finding in _trained_findings(trained, name, coded)]
+        findings += quantizer_findings(quantizers() if quantizers else [], trained)
     count = sum(_numpy(coded.codes).size for coded in expected.values())
     figures = {
         "tensors": len(expected),

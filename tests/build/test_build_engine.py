@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import coded, save, sparse_codes, tensor
 from onnx import TensorProto, helper
 
 import slope_compile.build.engine as engine_module
@@ -89,6 +91,7 @@ def test_summary(built) -> None:
         "not_held": [],
         "types": {"Float": 1, "Int4": 2},
         "weight_bytes": 2304 + 512 + built[2]["layers"][2]["engine"]["bytes"],
+        "int8": {"declared": 0, "multiplied": 0},
         "sparse": {
             "eligible": None,
             "chosen": None,
@@ -258,3 +261,41 @@ def test_profile_refuses_other_dynamic_axes() -> None:
         batch_profile(graph_with(x=["n", 3, "width"]), BATCH)
     with pytest.raises(BackendError, match="input 'x' of the model has no shape"):
         batch_profile(graph_with(x=None), BATCH)
+
+
+@pytest.mark.parametrize("high", [127, 15])
+def test_int8_products_are_read_from_the_layer_list(tmp_path: Path, high: int) -> None:
+    """conv (2:4) -> relu -> conv -> mean -> Gemm, each reading a quantized activation but for the last; INT4 codes."""
+    tensors, nodes = [], []
+
+    def quantize(value: str, name: str) -> str:
+        tensors.extend([tensor(f"{name}.scale", np.float32(0.1), "FLOAT"), tensor(f"{name}.zp", np.int8(0), "INT8")])
+        for end, level in (("min", 0), ("max", high)):
+            tensors.append(tensor(f"{name}.{end}", np.float32(level * 0.1), "FLOAT"))
+        ends = [f"{name}.min", f"{name}.max"]
+        nodes.append(helper.make_node("Clip", [value, *ends], [f"{name}.c"], name=f"{name}.clip"))
+        scale = [f"{name}.scale", f"{name}.zp"]
+        nodes.append(helper.make_node("QuantizeLinear", [f"{name}.c", *scale], [f"{name}.i"], name=f"{name}.q"))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{name}.i", *scale], [f"{name}.v"], name=f"{name}.dq"))
+        return f"{name}.v"
+
+    rng = np.random.default_rng(0)
+    dense = rng.integers(1, 8, (16, 16, 3, 3))
+    for name, codes, axis in (("a.weight", sparse_codes((16, 4, 3, 3), 1, 7), 0), ("b.weight", dense, 0)):
+        made, node = coded(name, codes, np.full(16, 0.5), "INT4", axis=axis)
+        tensors.extend(made)
+        nodes.append(node)
+    made, node = coded("f.weight", rng.integers(1, 8, (8, 16)), np.full(8, 0.5), "INT8", axis=0)
+    tensors.extend(made)
+    nodes.append(node)
+    nodes.append(helper.make_node("Conv", [quantize("x", "one"), "a.weight"], ["a"], name="a", pads=[1, 1, 1, 1]))
+    nodes.append(helper.make_node("Relu", ["a"], ["r"], name="r"))
+    nodes.append(helper.make_node("Conv", [quantize("r", "two"), "b.weight"], ["b"], name="b", pads=[1, 1, 1, 1]))
+    nodes.append(helper.make_node("GlobalAveragePool", ["b"], ["p"], name="p"))
+    nodes.append(helper.make_node("Flatten", ["p"], ["v"], name="v"))
+    nodes.append(helper.make_node("Gemm", ["v", "f.weight"], ["y"], name="f", transB=1))
+    result = run(save(tmp_path / "m.onnx", nodes, tensors, ["batch", 4, 6, 6], "y"), tmp_path)
+    found = {row["name"]: (row["placement"], row["engine"]["int8_product"]) for row in result["layers"]}
+    assert found == {"a.weight": ("sparse-int8", True), "b.weight": ("int8", True), "f.weight": ("int8-weight", False)}
+    assert all(row["engine"]["held"] for row in result["layers"][:2])
+    assert result["summary"]["int8"] == {"declared": 2, "multiplied": 2}

@@ -85,3 +85,19 @@ def test_what_is_not_sparse() -> None:
     half = np.tile(np.array([1, 1, 0, 0], np.int8), (4, 2))
     assert is_sparse(weight(half))
     assert not is_sparse(weight(half, zero_point=np.ones(4, np.int8)))  # a stored 0 is not a 0 then
+
+
+@pytest.mark.parametrize("backend", [TENSORRT, RTX])
+@pytest.mark.parametrize(("op", "dtype", "block"), [("Conv", "INT4", 0), ("Gemm", "INT4", 128), ("MatMul", "INT8", 0)])
+def test_beside_a_quantized_activation_codes_ride_in_int8(backend: Any, op: str, dtype: str, block: int) -> None:
+    sparse = np.ones((8, 128), np.int8)
+    sparse[:, ::2] = 0
+    found = place(weight(sparse, dtype=dtype, op=op, block_size=block), backend, reads_int8=True)
+    assert (found.container, found.placement) == ("INT8", "sparse-int8")
+    assert place(weight(dtype=dtype, op=op, block_size=block), backend, reads_int8=True).placement == "int8"
+    assert place(weight(dtype="FLOAT", op=op), backend, reads_int8=True).placement == "float"
+
+
+def test_the_operators_node_decides() -> None:
+    first, second = weight(name="a", node="n1"), weight(name="b", node="n2")
+    assert [p.placement for p in place_all([first, second], RTX, {"n2"})] == ["int4-storage", "int8"]

@@ -275,3 +275,21 @@ def test_stages_one_by_one(tmp_path: Path, workplace: Path, cli: Any) -> None:
 def test_done_processes_leave_no_partial_folders(finished: Path) -> None:
     assert not list((finished / RUN).glob("**/*.partial"))
     assert not (finished / RUN / "train.state").exists()
+
+
+def test_the_chain_with_activations_of_4_bits(workplace: Path, tmp_path: Path, cli: Any) -> None:
+    for name in ("tiny.py", "tiny.yaml"):
+        shutil.copy(workplace / name, tmp_path)
+    sets = ("compression.activation_bits=4", "compression.quantize_outputs=true", "train.pretrain_epochs=1",
+            "train.epochs=1", "verify.metric_drop=1.0")  # fmt: skip
+    done = cli("run", "tiny.yaml", "--json", *(word for s in sets for word in ("--set", s)), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    checks = {check["name"]: check for check in told["checks"]}
+    assert told["verdict"] == checks["parity.onnx"]["status"] == checks["codes"]["status"] == "pass"
+    assert checks["parity.onnx"]["figures"]["quantizers"] >= 6
+    built = json.loads((tmp_path / RUN / "build/a100/layers.json").read_text())
+    assert {row["placement"] for row in built["layers"]} == {"sparse-int8", "int8"}
+    assert built["summary"]["int8"] == {"declared": 6, "multiplied": 6}
+    plan = json.loads((tmp_path / RUN / "train/metrics.json").read_text())["plan"]
+    assert [row["activation_bits"] for row in plan] == [8, 4, 4, 4, 4, 8]

@@ -38,3 +38,14 @@ def test_reasons_name_the_numbers() -> None:
     assert "135 elements" in place(odd, "Conv", 21).reason
     uneven = CodedTensor(np.zeros((10, 100), np.int8), np.ones(10, np.float32), 4, 0, None)
     assert "100 input channels" in place(uneven, "MatMul", 21).reason
+
+
+def test_beside_a_quantized_activation_codes_ride_in_int8() -> None:
+    codes = np.ones((8, 8, 3, 3), np.int8)
+    dense = CodedTensor(codes, np.ones(8, np.float32), 4, 0, None)
+    assert place(dense, "Conv", 21, reads_int8=True).name == "int8"
+    codes = codes.copy()
+    codes[:, ::2] = 0
+    sparse = place(CodedTensor(codes, np.ones(8, np.float32), 2, 0, (2, 4)), "MatMul", 25, reads_int8=True)
+    assert (sparse.name, sparse.container, sparse.block_size) == ("sparse-int8", "INT8", 0)
+    assert "2-bit codes ride unchanged" in sparse.reason

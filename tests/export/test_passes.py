@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from slope_compile.compression.codes import CodedTensor
@@ -57,8 +58,10 @@ W = '"layer.weight"'
     ("graph", "problem"),
     [
         (linear(name="renamed"), "left no initializer"),
-        (linear(f"a = MatMul (input, {W}) output = MatMul (a, {W})"), "used by MatMul '.*', MatMul"),
-        (linear(f"t = Transpose ({W}) a = MatMul (input, t) output = MatMul (a, t)"), "used by Transpose"),
+        (linear(f"a = MatMul (input, {W}) t = Transpose ({W}) output = MatMul (a, t)"), "along one axis.*used by"),
+        (linear(f"a = Gemm (input, {W}) output = Gemm <transB = 1> (a, {W})"), "along one axis.*used by"),
+        (linear(f"a = Gemm <transB = 1> (input, {W}) output = Add (a, {W})"), "used by Gemm '.*', Add"),
+        (linear(f"t = Transpose ({W}) a = MatMul (input, t) output = Add (a, t)"), "used by Transpose"),
         (linear(f"output = MatMul ({W}, input)"), "used by MatMul"),
         (linear(f"output = Add (input, {W})"), "used by Add"),
         (linear("output = Identity (input)"), "used by nothing"),
@@ -85,7 +88,8 @@ def test_negative_zeros_are_not_the_codes_zeros() -> None:
 def test_weights_without_codes_stay_where_they_are_used_in_another_way() -> None:
     graph = linear('a = Transpose ("layer.weight") b = MatMul (input, a) output = MatMul (b, "other.weight")')
     shared = linear('b = MatMul (input, "other.weight") output = MatMul (b, "other.weight")')
-    for g, held in ((graph, True), (shared, False)):
+    added = linear('b = MatMul (input, "other.weight") output = Add (b, "other.weight")')
+    for g, held in ((graph, True), (shared, True), (added, False)):
         other = ir.Value(name="other.weight", const_value=ir.tensor(np.eye(4, dtype=np.float32), name="other.weight"))
         [v] = [v for n in g.graph for v in n.inputs if v.name == "other.weight"][:1]
         v.replace_all_uses_with(other)
@@ -93,6 +97,31 @@ def test_weights_without_codes_stay_where_they_are_used_in_another_way() -> None
         step = HoldWeights({}, ["other.weight"])
         run_pass(step, g)
         assert ("other.weight" in step.held) == held
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"t = Transpose ({W}) a = MatMul (input, t) output = MatMul (a, t)",
+        f"t = Transpose ({W}) u = Transpose ({W}) a = MatMul (input, t) output = MatMul (a, u)",
+        f"a = Gemm <transB = 1> (input, {W}) u = Transpose ({W}) output = MatMul (a, u)",
+    ],
+)
+def test_a_weight_that_several_layers_share_is_held_once(text: str, tmp_path: Path) -> None:
+    graph = linear(text)
+    held = hold(graph).held
+    run_pass(Optimize(21), graph)
+    quantize = QuantizeWeights(held, CODED, 21)
+    run_pass(quantize, graph)
+    run_pass(CleanModel(), graph)
+    assert [node.op_type for node in graph.graph].count("DequantizeLinear") == 1
+    write = WriteModel(tmp_path / "m.onnx", CODED, quantize.placements)
+    run_pass(write, graph)
+    assert {weight.name for weight in write.weights} == {"layer.weight"}
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    weight = CODES * SCALE[:, None]
+    session = ort.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"input": x})[0], x @ weight.T @ weight.T, rtol=1e-6)
 
 
 def test_folding_cannot_reach_a_held_weight() -> None:

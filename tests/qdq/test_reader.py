@@ -305,3 +305,29 @@ def test_random_damage_is_refused_or_read_never_worse() -> None:
                 weight.values()
         except ArtifactError:
             pass
+
+
+def test_a_tied_weight_is_one_weight_however_many_transposes_lead_to_it() -> None:
+    tied = [
+        node("DequantizeLinear", ["w.codes", "w.scale"], "w", axis=0),
+        node("Transpose", ["w"], "t", perm=[1, 0]),
+        node("Transpose", ["w"], "u", perm=[1, 0]),
+        node("MatMul", ["x", "t"], "a"),
+        node("MatMul", ["a", "u"], "y"),
+    ]
+    tensors = [tensor("w.codes", RNG.integers(-8, 8, (8, 8)), "INT4"), tensor("w.scale", SCALES, "FLOAT")]
+    assert only(model(tied, tensors)).reduction_axis == 1
+    both_ways = [*tied[:2], node("MatMul", ["x", "t"], "a"), node("MatMul", ["a", "w"], "y")]
+    assert [weight.reduction_axis for weight in coded_weights(model(both_ways, tensors))] == [1, 0]
+
+
+def test_a_head_shared_by_several_convolutions_is_one_weight() -> None:
+    nodes = [
+        node("DequantizeLinear", ["w.codes", "w.scale"], "w", axis=0),
+        node("Conv", ["x", "w"], "a", pads=[1, 1, 1, 1]),
+        node("Conv", ["a", "w"], "y", pads=[1, 1, 1, 1]),
+    ]
+    codes = RNG.integers(-8, 8, (8, 8, 3, 3))
+    assert (
+        only(model(nodes, [tensor("w.codes", codes, "INT4"), tensor("w.scale", SCALES, "FLOAT")], rank=4)).op == "Conv"
+    )

@@ -36,7 +36,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     train, export, build = (folder.fresh_partial(stage) for stage in ("train", "export", "build/a100"))
     save_codes(train / "codes.safetensors", twin.codes)
     (train / "checkpoint.safetensors").write_bytes(b"weights")
-    (train / "metrics.json").write_text(json.dumps({"fp32": {"accuracy": 1.0}, "compressed": {"accuracy": 1.0}}))
+    (train / "metrics.json").write_text(
+        json.dumps({"metric": "accuracy", "fp32": {"accuracy": 1.0}, "compressed": {"accuracy": 1.0}})
+    )
     twin.write(export / "model.onnx")
     twin.golden(export / "golden.safetensors")
     (build / "model.engine").write_bytes(b"plan")
@@ -64,7 +66,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, twin: Twin, validation: list[tuple
 
     contents: dict[str, dict[str, Any]] = {
         "trained": {"load_trained": lambda recipe, folder: twin.model()},
-        "data": {"load_data": lambda section, seed, classes: SimpleNamespace(validation=validation)},
+        "data": {
+            "load_data": lambda section, seed, classes: SimpleNamespace(validation=validation, kind="classification")
+        },
         "loader": {"in_order": in_order, "batches": batches},
     }
     for name, functions in contents.items():

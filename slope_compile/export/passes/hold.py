@@ -23,7 +23,7 @@ class HoldWeights(ir.passes.InPlacePass):
 
     Args:
         codes: Weight name -> what the trained layer multiplies with; each must be an initializer of the graph.
-        names: All layer weights, in the model's order; one without codes is held if it is an initializer of one layer.
+        names: All layer weights, in the model's order; one without codes is held if only layers multiply with it.
     """
 
     def __init__(self, codes: Mapping[str, CodedTensor], names: Sequence[str]) -> None:
@@ -32,14 +32,15 @@ class HoldWeights(ir.passes.InPlacePass):
         self._names = names
 
     def requires(self, model: ir.Model) -> None:
-        """Each coded weight is one float initializer, used by one layer only, and equals codes x scale bit for bit."""
+        """Each coded weight is one float initializer that only layers use, and equals codes x scale bit for bit."""
         for name, tensor in self._codes.items():
             value = model.graph.initializers.get(name)
             if value is None or value.const_value is None:
                 raise _error(name, "torch.onnx.export left no initializer of that name (tied, folded or unused?)")
-            if consumer(value) is None:
+            if not consumers(value):
                 users = ", ".join(f"{use.node.op_type} '{use.node.name}'" for use in value.uses()) or "nothing"
-                raise _error(name, f"one Conv, MatMul or Gemm must multiply with it, and it is used by {users}")
+                needed = "Convs, or MatMuls and Gemms, must multiply with it, all along one axis"
+                raise _error(name, f"{needed}, and it is used by {users}")
             trained, exported = np.asarray(tensor.dequantize()), value.const_value.numpy()
             if exported.shape != trained.shape or exported.dtype != np.float32:
                 raise _error(name, f"it is {exported.dtype} {exported.shape} in ONNX and {trained.shape} in the codes")
@@ -52,7 +53,7 @@ class HoldWeights(ir.passes.InPlacePass):
         graph = model.graph
         for name in self._names:
             value = graph.initializers.get(name)
-            if value is None or value.const_value is None or consumer(value) is None:
+            if value is None or value.const_value is None or not consumers(value):
                 continue  # only a weight without codes may be used in another way: it stays as it is
             self.held[name] = value.const_value.numpy().copy()
             graph.initializers.pop(name)
@@ -68,20 +69,42 @@ class HoldWeights(ir.passes.InPlacePass):
                 raise ir.passes.PostconditionError(f"'{name}' is not held")
 
 
-def consumer(value: ir.Value) -> ir.Node | None:
-    """Return the Conv, ConvTranspose, Gemm or MatMul that alone multiplies with a value, also past one Transpose."""
+def consumers(value: ir.Value) -> list[ir.Node]:
+    """Return every Conv, ConvTranspose, Gemm or MatMul that multiplies with a value, also past a Transpose.
+
+    Several layers may share a weight, such as a detector's head over all levels, or a tied linear layer. The list is
+    empty if anything else uses the value, or if two users sum over different axes of it: one n:m pattern cannot hold
+    for both.
+    """
+    found: list[tuple[ir.Node, tuple[str, int]]] = []
     # torch asks for the shape of a convolution's weight to make a bias of zeros; folding settles that.
-    uses = [use for use in value.uses() if use.node.op_type != "Shape"]
-    if len(uses) != 1 or value.is_graph_output():
+    for use in (use for use in value.uses() if use.node.op_type != "Shape"):
+        if use.node.op_type == "Transpose" and use.node.domain == "":
+            turned = use.node.outputs[0]
+            if not turned.uses() or turned.is_graph_output():
+                return []
+            ways = [(one.node, _way(one.node, one.idx, turned=True)) for one in turned.uses()]
+        else:
+            ways = [(use.node, _way(use.node, use.idx, turned=False))]
+        for node, way in ways:
+            if way is None:
+                return []
+            found.append((node, way))
+    same = len({way for _, way in found}) == 1 and not value.is_graph_output()
+    return [node for node, _ in found] if same else []
+
+
+def _way(node: ir.Node, index: int, turned: bool) -> tuple[str, int] | None:
+    """Return the kind of product and the stored axis that it sums over; None if this is no layer's weight."""
+    if node.domain != "" or index != 1:
         return None
-    use = uses[0]
-    if use.node.op_type == "Transpose" and use.node.domain == "":
-        inner = tuple(use.node.outputs[0].uses())
-        if len(inner) != 1 or inner[0].node.op_type != "MatMul":
-            return None
-        use = inner[0]
-    layer = use.node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and use.node.domain == ""
-    return use.node if layer and use.idx == 1 else None
+    if node.op_type == "MatMul":
+        return "matrix", int(turned)  # ..., M, K  @  K, N
+    if turned:
+        return None
+    if node.op_type == "Gemm":
+        return "matrix", node.attributes.get_int("transB", 0)
+    return {"Conv": ("Conv", 1), "ConvTranspose": ("ConvTranspose", 0)}.get(node.op_type)
 
 
 def _error(name: str, problem: str) -> ModelError:

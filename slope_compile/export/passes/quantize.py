@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.errors import ModelError
-from slope_compile.export.passes.hold import consumer
+from slope_compile.export.passes.activations import reads_int8
+from slope_compile.export.passes.hold import consumers
 from slope_compile.export.placement import Placement, place
 
 _CONTAINERS = {"INT2": ml_dtypes.int2, "INT4": ml_dtypes.int4, "INT8": np.int8}
@@ -37,12 +38,12 @@ class QuantizeWeights(ir.passes.InPlacePass):
         self._opset = opset
 
     def requires(self, model: ir.Model) -> None:
-        """Every held weight is still an input that one layer multiplies with, and its new names are free."""
+        """Every held weight is still an input that only layers multiply with, and its new names are free."""
         inputs = {value.name: value for value in model.graph.inputs}
         made = {value.name for node in model.graph for value in node.outputs if value.name}
         taken = made | set(model.graph.initializers)
         for name in self._held:
-            if name not in inputs or consumer(inputs[name]) is None:
+            if name not in inputs or not consumers(inputs[name]):
                 raise ModelError(
                     f"The exported graph no longer multiplies with '{name}' as it is.",
                     "This is a model that slope-compile cannot export yet; please report it.",
@@ -60,8 +61,8 @@ class QuantizeWeights(ir.passes.InPlacePass):
         first = graph[0]
         for name, values in self._held.items():
             value = inputs[name]
-            node = consumer(value)
-            assert node is not None  # requires() saw it
+            users = consumers(value)
+            node = users[0]  # requires() saw it; all of them multiply in the same way
             graph.inputs.remove(value)
             if name not in self._codes:
                 self.placements[name] = node.op_type, Placement("float", "the policy left it in float", "FLOAT")
@@ -69,7 +70,7 @@ class QuantizeWeights(ir.passes.InPlacePass):
                 graph.register_initializer(value)
                 continue
             tensor = self._codes[name]
-            placement = place(tensor, node.op_type, self._opset)
+            placement = place(tensor, node.op_type, self._opset, all(reads_int8(one) for one in users))
             self.placements[name] = node.op_type, placement
             dequantize = _dequantize(graph, name, tensor, placement)
             value.replace_all_uses_with(dequantize.outputs[0])

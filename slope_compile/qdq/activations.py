@@ -1,0 +1,151 @@
+"""Reads the quantizers of activations back from an ONNX file: QuantizeLinear of no constant, and DequantizeLinear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+
+from slope_compile.errors import ArtifactError
+from slope_compile.qdq.graph import Scope, is_standard, scopes
+from slope_compile.qdq.tensors import REMEDY, dtype_name, load_model, to_numpy
+
+RANGES = {"INT8": (-128, 127), "UINT8": (0, 255)}
+_MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")  # values stay what they are
+_MULTIPLIES = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_FOLLOWED = 16  # nodes that only move values, one behind the other
+
+
+@dataclass(frozen=True)
+class StoredQuantizer:
+    """One QuantizeLinear with its DequantizeLinear.
+
+    Attributes:
+        name: The scale's name without `.scale`, such as `layer1.0.conv1.input`.
+        node: Name of the QuantizeLinear.
+        output: The value of integers that it makes.
+        scale: The step, float32.
+        zero_point: 0 wherever TensorRT takes it.
+        low: Lowest level that can come out, by a Clip or Relu before it or by its type.
+        high: Highest level.
+    """
+
+    name: str
+    node: str
+    output: str
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+
+def stored_quantizers(source: Path | onnx.ModelProto) -> list[StoredQuantizer]:
+    """Return every quantizer of activations in the main graph, in graph order.
+
+    Args:
+        source: An ONNX file, or a model.
+
+    Raises:
+        ArtifactError: If a scale or zero point is no constant or no single number, the integers are neither INT8 nor
+            UINT8, or they are not dequantized with the same scale and zero point.
+    """
+    model, folder = (source, None) if isinstance(source, onnx.ModelProto) else (load_model(source), source.parent)
+    scope = next(iter(scopes(model)))
+    dequantizers: dict[str, list[NodeProto]] = {}
+    for node in scope.nodes:
+        if is_standard(node, "DequantizeLinear"):
+            dequantizers.setdefault(node.input[0], []).append(node)
+    return [
+        _read(scope, node, dequantizers.get(node.output[0], []), folder)
+        for node in scope.nodes
+        if is_standard(node, "QuantizeLinear") and not isinstance(scope.find(node.input[0])[2], TensorProto)
+    ]
+
+
+def quantized_layers(source: Path | onnx.ModelProto) -> frozenset[str]:
+    """Return the names of the Conv, MatMul and Gemm nodes that read an activation straight from DequantizeLinear."""
+    model = source if isinstance(source, onnx.ModelProto) else load_model(source)
+    found = set()
+    for scope in scopes(model):
+        for node in scope.nodes:
+            if any(is_standard(node, op) for op in _MULTIPLIES) and any(
+                _is_quantized(scope, x) for x in node.input[:2]
+            ):
+                found.add(str(node.name))
+    return frozenset(found)
+
+
+def _is_quantized(scope: Scope, name: str) -> bool:
+    """Return whether a value is dequantized from what a QuantizeLinear made as the graph runs."""
+    for _ in range(_FOLLOWED):
+        scope, name, source = scope.find(name)
+        if not isinstance(source, NodeProto):
+            return False
+        if is_standard(source, "DequantizeLinear"):
+            scope, name, maker = scope.find(source.input[0])
+            if not isinstance(maker, NodeProto) or not is_standard(maker, "QuantizeLinear"):
+                return False
+            return not isinstance(scope.find(maker.input[0])[2], TensorProto)
+        if not any(is_standard(source, op) for op in _MOVES):
+            return False
+        name = source.input[0]
+    return False
+
+
+def _read(scope: Scope, node: NodeProto, users: list[NodeProto], folder: Path | None) -> StoredQuantizer:
+    scale_name, scale = _number(scope, node, 1, folder)
+    zero_name, zero_point = _number(scope, node, 2, folder)
+    declared = scope.integer(node, "output_dtype", 0) or TensorProto.UINT8
+    kind = dtype_name(zero_name[1] if zero_name else TensorProto(data_type=declared))
+    if kind not in RANGES or scale_name is None:
+        raise ArtifactError(f"The activation quantizer '{node.name}' makes {kind}; INT8 or UINT8 is read here.", REMEDY)
+    for user in users:
+        same = list(user.input[1:]) == list(node.input[1:])
+        if not same and [_number(scope, user, index, folder)[1] for index in (1, 2)] != [scale, zero_point]:
+            raise ArtifactError(f"'{user.name}' does not undo '{node.name}': scale or zero point differ.", REMEDY)
+    if not users:
+        raise ArtifactError(f"Nothing dequantizes what '{node.name}' makes.", REMEDY)
+    low, high = _clipped(scope, node.input[0], np.float32(scale), RANGES[kind], folder)
+    name = scale_name[0].removesuffix(".scale")
+    return StoredQuantizer(name, str(node.name), node.output[0], float(scale), int(zero_point), low, high)
+
+
+def _number(
+    scope: Scope, node: NodeProto, index: int, folder: Path | None
+) -> tuple[tuple[str, TensorProto] | None, float]:
+    """Return a constant input of one number with its name, or (None, 0) where there is none."""
+    if index >= len(node.input) or not node.input[index]:
+        return None, 0.0
+    _, name, source = scope.find(node.input[index])
+    if not isinstance(source, TensorProto):
+        raise ArtifactError(f"'{node.name}' computes its scale or zero point as the graph runs.", REMEDY)
+    array = to_numpy(source, folder, name)
+    if array.size != 1:
+        raise ArtifactError(f"'{node.name}' has {array.size} scales or zero points; TensorRT takes one.", REMEDY)
+    return (name, source), float(array.reshape(()))
+
+
+def _clipped(
+    scope: Scope, name: str, scale: np.float32, limits: tuple[int, int], folder: Path | None
+) -> tuple[int, int]:
+    """Return the levels that can come out, given what clips right before."""
+    low, high = limits
+    for _ in range(_FOLLOWED):
+        scope, name, source = scope.find(name)
+        if not isinstance(source, NodeProto) or not source.input:
+            return low, high
+        if is_standard(source, "Relu") or is_standard(source, "Sigmoid"):
+            return max(low, 0), high
+        if is_standard(source, "Clip"):
+            ends = [_number(scope, source, index, folder) for index in (1, 2)]
+            with np.errstate(all="ignore"):
+                lowest = limits[0] if ends[0][0] is None else round(float(np.float32(ends[0][1]) / scale))
+                highest = limits[1] if ends[1][0] is None else round(float(np.float32(ends[1][1]) / scale))
+            return max(low, lowest), min(high, highest)
+        if not any(is_standard(source, op) for op in (*_MOVES, "MaxPool", "AveragePool", "GlobalAveragePool")):
+            break
+        name = source.input[0]
+    return low, high
