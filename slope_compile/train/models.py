@@ -33,7 +33,7 @@ from slope_compile.train.weights import copy_matching, load_local
 LIBRARIES = ("torchvision", "timm")
 PATCH = 8  # stride of a first convolution from which on it makes tokens, not feature maps
 MANY = 40  # more known names than this are not listed in an error
-OFFLINE = "Download them elsewhere and name a local .safetensors file in model.weights."
+OFFLINE = "Download them elsewhere and name the file in model.weights, or start from none: --set model.weights=null."
 
 
 def build_model(

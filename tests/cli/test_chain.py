@@ -288,8 +288,9 @@ def test_the_chain_with_activations_of_4_bits(workplace: Path, tmp_path: Path, c
     checks = {check["name"]: check for check in told["checks"]}
     assert told["verdict"] == checks["parity.onnx"]["status"] == checks["codes"]["status"] == "pass"
     assert checks["parity.onnx"]["figures"]["quantizers"] >= 6
-    built = json.loads((tmp_path / RUN / "build/a100/layers.json").read_text())
+    run = tmp_path / told["run"]
+    built = json.loads((run / "build/a100/layers.json").read_text())
     assert {row["placement"] for row in built["layers"]} == {"sparse-int8", "int8"}
     assert built["summary"]["int8"] == {"declared": 6, "multiplied": 6}
-    plan = json.loads((tmp_path / RUN / "train/metrics.json").read_text())["plan"]
+    plan = json.loads((run / "train/metrics.json").read_text())["plan"]
     assert [row["activation_bits"] for row in plan] == [8, 4, 4, 4, 4, 8]

@@ -37,7 +37,7 @@ def test_library_models_get_the_head_and_take_the_size(name: str, size: int) -> 
     ("name", "said"),
     [
         ("torchvision/resnet81", "Did you mean 'resnet18'"),
-        ("torchvision/fasterrcnn_resnet50_fpn", "no classification model"),
+        ("torchvision/deeplabv3_resnet50", "torchvision has no"),
         ("timm/rsnet18", "Did you mean 'resnet18'"),
         ("timm/qqqq", "timm.list_models()"),
         ("timm/hf-hub:someone/model", "timm has no model"),

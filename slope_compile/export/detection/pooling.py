@@ -75,7 +75,9 @@ def pool(features: Sequence[Tensor], boxes: Tensor, levels: Pyramid) -> Tensor:
     table = torch.cat([f.flatten(2) for f in features], 2).transpose(1, 2).reshape(-1, channels)  # [B·T, C]
     side = boxes[..., 2:] - boxes[..., :2]
     size = torch.sqrt(side[..., 0] * side[..., 1])  # [B, P]
-    level = (size.unsqueeze(-1) >= torch.tensor(levels.smallest, device=boxes.device)).sum(-1)
+    # Every box reaches the first limit: with one level alone there would be none, and ONNX Runtime errs on nothing.
+    limits = torch.tensor((0.0, *levels.smallest), device=boxes.device)
+    level = (size.unsqueeze(-1) >= limits).sum(-1) - 1
     facts = [[x, *size, start] for x, size, start in zip(levels.scales, sizes, starts, strict=True)]
     scale, height, width, start = torch.tensor(facts, device=boxes.device)[level].split(1, -1)  # each [B, P, 1]
     first = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None] * sum(h * w for h, w in sizes)

@@ -21,7 +21,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from slope_compile.errors import ModelError
 from slope_compile.export.detection.pooling import Pyramid, pool, pyramid
-from slope_compile.export.detection.suppress import overlaps, suppress
+from slope_compile.export.detection.suppress import best, overlaps, suppress
 
 MOST_CANDIDATES = 3840  # the largest k of TensorRT's TopK
 SMALLEST_DETECTION = 1e-2  # pixels; torchvision's RoIHeads.postprocess_detections drops boxes below it
@@ -118,9 +118,9 @@ class StaticDetector(nn.Module):
         objectness, deltas = self.rpn.head(features)
         logits, offsets, anchors = [], [], []
         for level, keep in enumerate(self._kept):
-            best, index = objectness[level].permute(0, 2, 3, 1).flatten(1).topk(keep, dim=1)  # of [B, H·W·A]
+            top, index = objectness[level].permute(0, 2, 3, 1).flatten(1).topk(keep, dim=1)  # of [B, H·W·A]
             each = deltas[level].unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # [B, H·W·A, 4]
-            logits.append(best)
+            logits.append(top)
             offsets.append(each.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)))
             anchors.append(self.get_buffer(f"anchors{level}")[index])
         from_anchors = self.rpn.box_coder.decode_single(_rows(offsets), _rows(anchors))
@@ -133,8 +133,8 @@ class StaticDetector(nn.Module):
         shape = (len(self._kept), max(self._kept))
         by_level = boxes.unflatten(1, shape)
         kept = suppress(overlaps(by_level, self.rpn.nms_thresh), valid.unflatten(1, shape)).flatten(1)
-        best, index = torch.where(kept > 0, scores, ABSENT).topk(self.proposals, dim=1)
-        return boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)), best >= 0
+        top, index = best(torch.where(kept > 0, scores, ABSENT), self.proposals)
+        return boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)), top >= 0
 
     def _detect(self, features: dict[str, Tensor], proposals: Tensor, present: Tensor) -> dict[str, Tensor]:
         """Return boxes, labels and scores (roi_heads.postprocess_detections).
@@ -150,12 +150,12 @@ class StaticDetector(nn.Module):
         decoded = self._clip(decoded.reshape(-1, self.proposals, classes + 1, 4)[:, :, 1:])  # [B, P, classes, 4]
         score = functional.softmax(logits, -1).reshape(-1, self.proposals, classes + 1)[..., 1:]
         fits = (score > heads.score_thresh) & _large(decoded, SMALLEST_DETECTION) & present.unsqueeze(-1)
-        best, index = torch.where(fits, score, ABSENT).flatten(1).topk(self._candidates, dim=1)  # [B, M]
+        top, index = best(torch.where(fits, score, ABSENT).flatten(1), self._candidates)  # [B, M]
         boxes = decoded.flatten(1, 2).gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
         labels = index % classes + 1
         alike = (labels.unsqueeze(-1) == labels.unsqueeze(-2)).float()
-        kept = suppress(overlaps(boxes, heads.nms_thresh) * alike, (best >= 0).float())
-        scores, index = torch.where(kept > 0, best, ABSENT).topk(self.detections, dim=1)  # [B, D]
+        kept = suppress(overlaps(boxes, heads.nms_thresh) * alike, (top >= 0).float())
+        scores, index = best(torch.where(kept > 0, top, ABSENT), self.detections)  # [B, D]
         found = scores >= 0
         boxes = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)) * found.unsqueeze(-1).float()
         return {"boxes": boxes, "labels": labels.gather(1, index) * found, "scores": scores.clamp(min=0)}

@@ -69,6 +69,27 @@ def _(over: Tensor, valid: Tensor) -> Tensor:
     return torch.empty_like(valid)
 
 
+@torch.library.custom_op("slope_compile::best", mutates_args=())
+def best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the largest values along the last axis and their indices; of equal ones the lower index comes first.
+
+    torch.topk promises no order there, ONNX's TopK does, and torchvision's suppression keeps the order.
+    """
+    ordered, index = values.sort(dim=-1, descending=True, stable=True)
+    return ordered[..., :count].clone(), index[..., :count].clone()
+
+
+@best.register_fake
+def _(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    shape = (*values.shape[:-1], count)
+    return values.new_empty(shape), values.new_empty(shape, dtype=torch.int64)
+
+
+def _best_onnx(values: FLOAT, count: int) -> Any:
+    """The same as one node."""
+    return op.TopK(values, op.Constant(value_ints=[count]))
+
+
 @script(default_opset=op)
 def _suppress_onnx(over: FLOAT, valid: FLOAT) -> FLOAT:
     """The same loop in ONNX."""
@@ -94,4 +115,7 @@ def _float32_at_most(threshold: float) -> float:
 
 
 # What torch.onnx.export makes of the operators that are defined here.
-TRANSLATIONS: dict[Callable[..., Any], Any] = {torch.ops.slope_compile.suppress.default: _suppress_onnx}
+TRANSLATIONS: dict[Callable[..., Any], Any] = {
+    torch.ops.slope_compile.suppress.default: _suppress_onnx,
+    torch.ops.slope_compile.best.default: _best_onnx,
+}

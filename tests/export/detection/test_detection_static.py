@@ -53,6 +53,16 @@ def test_any_settings_give_torchvisions_answer(settings: dict[str, Any]) -> None
     assert (theirs["scores"] > 0).sum() >= 3  # there was something to find
 
 
+def test_scores_that_saturate_keep_torchvisions_order() -> None:
+    model = detector()
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight.mul_(200)
+        model.rpn.head.cls_logits.weight.mul_(200)
+    ours, theirs = both(model, images(3))
+    assert (theirs["scores"][:, :2] == 1).all()  # ties
+    assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize("side", [48, 80])
 def test_images_that_are_padded_inside_the_model(side: int) -> None:
     assert_same(*both(detector(min_size=side, max_size=side), images(2, side)))
