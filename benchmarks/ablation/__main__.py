@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import shlex
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work = [pool.submit(run_seed, seed, todo, SCALES[options.scale]) for seed, todo in missing.items() if todo]
         for done in as_completed(work):
             rows = sorted(rows + done.result(), key=lambda row: (row["seed"], row["arm"]))
-            _write(options.out, rows, options.scale)
+            _write(options.out, rows, options.scale, sys.argv[1:] if arguments is None else arguments)
     if not rows:
         parser.error("no seed was given")
     summary = summarize(rows)
@@ -76,9 +78,9 @@ def _known(path: Path, scale: str) -> list[dict[str, Any]]:
     return list(document["rows"])
 
 
-def _write(path: Path, rows: list[dict[str, Any]], scale: str) -> None:
+def _write(path: Path, rows: list[dict[str, Any]], scale: str, arguments: Sequence[str]) -> None:
     document = {
-        "command": "python -m benchmarks.ablation",
+        "command": f"python -m benchmarks.ablation {shlex.join(arguments)}",
         "scale": {"name": scale, **asdict(SCALES[scale])},
         "versions": machine.versions(),
         "machine": {key: value for key, value in machine.machine().items() if key in ("cores", "gpus")},

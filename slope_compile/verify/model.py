@@ -17,8 +17,9 @@ from slope_compile.verify.golden import read_golden
 from slope_compile.verify.metric import MetricTask, check_metric
 from slope_compile.verify.parity import check_default, check_onnx, named
 from slope_compile.verify.runners import Arrays, default_session, random_feed, reference_session
+from slope_compile.verify.segments import moved_by_jitter
 from slope_compile.verify.steps import step_problems
-from slope_compile.verify.tolerance import tolerance_of
+from slope_compile.verify.tolerance import Tolerance, tolerance_of, widened
 from slope_compile.verify.verdict import Check, Once, T, Verdict, attempt
 from slope_compile.verify.weights import check_codes, check_pattern
 
@@ -61,8 +62,8 @@ def verify_model(
     session = Once(lambda: reference_session(onnx))
     weights = Once(lambda: coded_weights(onnx))
     quantizers = Once(lambda: stored_quantizers(onnx))
-    tolerance = Once(lambda: tolerance_of(weights(), quantizers=quantizers()))
-    engine_tolerance = Once(lambda: tolerance_of(weights(), ten_bits=True, quantizers=quantizers()))
+    tolerance = Once(lambda: of_outputs(tolerance_of(weights())))
+    engine_tolerance = Once(lambda: of_outputs(tolerance_of(weights(), ten_bits=True)))
     expected = (
         None
         if codes is None
@@ -80,8 +81,13 @@ def verify_model(
     def feeds() -> list[Arrays]:
         return [*([kept().inputs] if kept is not None else []), *further()]
 
-    def steps(model: nn.Module, inputs: Sequence[Arrays], figures: dict[str, Any]) -> list[str]:
-        return step_problems(onnx, model, session(), inputs, figures)
+    def of_outputs(floats: Tolerance) -> Tolerance:
+        if not quantizers():
+            return floats
+        return widened(floats, len(weights()), lambda eps: moved_by_jitter(onnx, quantizers(), feeds(), eps))
+
+    def steps(model: nn.Module, inputs: Sequence[Arrays], figures: dict[str, Any]) -> list[str] | None:
+        return step_problems(onnx, model, session(), inputs, tolerance_of(weights()), figures)
 
     def share(done: float) -> None:
         told.progress("verify", len(checks) + done, len(checks_by_name), "metric")

@@ -114,7 +114,7 @@ def check_onnx(
     model: Once[nn.Module] | None,
     golden: Once[Pair] | None,
     samples: Callable[[], Sequence[Arrays]],
-    steps: Callable[[nn.Module, Sequence[Arrays], dict[str, Any]], list[str]] | None = None,
+    steps: Callable[[nn.Module, Sequence[Arrays], dict[str, Any]], list[str] | None] | None = None,
 ) -> Check:
     """`parity.onnx`: the trained torch model, its golden outputs and ONNX Runtime without optimizations agree.
 
@@ -126,7 +126,8 @@ def check_onnx(
         model: The trained model.
         golden: Inputs and the outputs which the trained model had for them at export.
         samples: Gives further inputs, one mapping a feed.
-        steps: Compares quantized activations; returns what is wrong and adds to the figures.
+        steps: Compares a file with quantized activations segment by segment; returns what is wrong and adds to the
+            figures, or None where nothing is quantized. What it finds counts, and the outputs are then told only.
     """
     if model is None and golden is None:
         raise NotCheckedError("neither the trained model nor golden outputs were given")
@@ -148,11 +149,18 @@ def check_onnx(
             what = "the golden outputs are not the trained model's"
             problems += _differences([known.outputs], reference[:1], allowed, what, figures, "golden_")
     tested = infer_onnx(run, feeds, "onnxruntime")
-    problems += _differences(reference, tested, allowed, f"ONNX Runtime against {whose}", figures)
-    if torch_model is not None and steps is not None:
-        problems += steps(torch_model, feeds, figures)
+    segments = steps(torch_model, feeds, figures) if torch_model is not None and steps is not None else None
+    judged = allowed if segments is None else None
+    problems += _differences(reference, tested, judged, f"ONNX Runtime against {whose}", figures)
+    problems += segments or []
     within = f"{count} samples within {figures.get('relative')} of {whose}, allowed {figures['tolerance']}"
-    if "detections" in figures:
+    if segments is not None:
+        within = (
+            f"{figures['quantizers']} quantizers and the outputs are the trained ones segment by segment, within "
+            f"{figures['segment_relative']} of an allowed {figures['segment_tolerance']}; from end to end {count} "
+            f"samples are within {figures.get('relative')} (told, not judged)"
+        )
+    elif "detections" in figures:
         within += f"; {figures['off']} of {figures['detections']} detections apart, allowed {figures['off_allowed']}"
         if not figures["detections"] and not problems:
             raise NotCheckedError(f"nothing is detected in {count} samples: there is nothing to compare")
@@ -219,18 +227,21 @@ def _load_model(model: Once[nn.Module] | None, problems: list[str]) -> tuple[nn.
 def _differences(
     reference: Sequence[Arrays],
     tested: Sequence[Arrays],
-    allowed: Tolerance,
+    allowed: Tolerance | None,
     what: str,
     figures: dict[str, Any],
     prefix: str = "",
 ) -> list[str]:
-    """Compare, note the figures under `prefix`, and return what is wrong, so that later findings count too."""
+    """Compare, note the figures under `prefix`, and return what is wrong, so that later findings count too.
+
+    Without `allowed` any finite outputs of the same shapes do.
+    """
     try:
-        found = compare(reference, tested, allowed)
+        found = compare(reference, tested, allowed or Tolerance(0.0, "told only"))
     except ValueError as error:
         return [f"{what}: {error}"]
     figures |= {f"{prefix}{name}": value for name, value in found.figures().items()}
-    if found.within:
+    if allowed is None or found.within:
         return []
     return [f"{what}: {found.told(allowed)}"]
 

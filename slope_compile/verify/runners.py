@@ -111,18 +111,23 @@ class TorchRunner(BaseRunner):
     """
 
     def __init__(self, model: nn.Module, twin: ort.InferenceSession) -> None:
+        from slope_compile.export.detection import graph_form
+
         super().__init__(name="torch")
         self._model = model
         self._inputs, self._outputs = twin.get_inputs(), output_names(twin)
         self._training: list[tuple[nn.Module, bool]] = []
+        # Made here, once: to measure its features it runs a detector's backbone, which is no sample's answer.
+        self.activate_impl()
+        try:
+            self._form = graph_form(model, tuple(self._inputs[0].shape[1:])).eval()
+        finally:
+            self.deactivate_impl()
 
     def activate_impl(self) -> None:
         """Remember each module's mode and switch to evaluation."""
-        from slope_compile.export.detection import graph_form
-
         self._training = [(module, module.training) for module in self._model.modules()]
         self._model.eval()
-        self._form = graph_form(self._model, tuple(self._inputs[0].shape[1:])).eval()
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """Return names, types and shapes of the inputs; a torch model declares none itself."""

@@ -1,15 +1,21 @@
-"""Quantized activations of the trained model and of ONNX Runtime, integer by integer.
+"""Quantized activations of the trained model and of ONNX Runtime, integer by integer, one segment after the other.
 
-Letters: f - the share of integers that differ, d - by how many levels at most.
+Letters: x - what the trained model quantizes, s - step, q - the integer that the file makes, e - the float tolerance of
+`tolerance.py`, relative to the largest |x| of the tensor.
 
-Two implementations of one network differ in the last bits of each sum; where a value lies that close to the middle
-between two levels, they round to different ones. So integers may differ, but few of them, and hardly by more than one.
-A wrong scale, a quantizer that is missing or a wrong range moves a large share, which no tolerance of outputs would
-tell from rounding.
+Each segment of the file, from quantizers to the next ones (`segments.py`), is given the integers of the trained model.
+So it computes x but for errors of floats, and rounds it to one of the integers that lie that close:
+
+    |clip(x / s, -Qn, Qp) - q| <= 1/2 + e * max|x| / s          for every integer
+
+and the outputs agree as those of a network without quantizers do, within e. The whole file is its segments one after
+the other, so both together say that it computes what was trained; from end to end the two may still drift apart, one
+rounding setting off others, which is measured and not judged.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,25 +24,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper
 
 from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
 from slope_compile.qdq.checks import Finding
-from slope_compile.qdq.tensors import load_model
-from slope_compile.verify.runners import FATAL, Array, Arrays, TorchRunner, infer, infer_onnx
-from slope_compile.verify.tolerance import FLIPPED
+from slope_compile.verify.parity import Difference, compare
+from slope_compile.verify.runners import Array, Arrays, TorchRunner, infer
+from slope_compile.verify.segments import cut_session, made
+from slope_compile.verify.tolerance import Tolerance
 from slope_compile.verify.verdict import significant
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from slope_compile.compression.activations import ActivationQuantizer
+    from slope_compile.compression.activations import ActivationQuantizer, TrainedQuantizer
 
-LARGEST_SHARE = 10 * FLIPPED  # in one quantizer; over all of them FLIPPED holds
-CHUNK = 4  # samples at a time: all integers of all layers are held at once
+CHUNK = 4  # samples at a time: what all quantizers read and make is held at once
+Calls = Mapping[str, Sequence["Quantized"]]  # quantizer -> its calls
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """One call of a trained quantizer: what it read, float32, and the integers that it made, INT8."""
+
+    read: Array
+    integers: Array
+
+
+@dataclass
 class StepDifference:
     """How the integers of one quantizer differ.
 
@@ -44,49 +58,66 @@ class StepDifference:
         name: The quantizer, `layer1.0.conv1.input`.
         elements: How many were compared.
         different: How many differ.
-        largest: By how many levels, at most.
+        outside: How many are no rounding of the trained value, whatever floats allow.
+        levels: By how many levels they miss it, at most; 0 where all are within half a level.
+        beyond: The same in units of max|x|, which the tolerance e allows.
     """
 
     name: str
-    elements: int
-    different: int
-    largest: int
+    elements: int = 0
+    different: int = 0
+    outside: int = 0
+    levels: float = 0.0
+    beyond: float = 0.0
 
-    @property
-    def share(self) -> float:
-        """The share f that differs."""
-        return self.different / max(self.elements, 1)
+    def add(self, trained: Quantized, found: Array, quantizer: TrainedQuantizer, allowed: Tolerance) -> None:
+        """Count the integers of one call."""
+        x = trained.read.astype(np.float64) / quantizer.scale
+        reach = float(np.abs(x).max(initial=0.0))  # max|x| / s
+        missed = np.abs(np.clip(x, quantizer.low, quantizer.high) - found) - 0.5
+        self.elements += missed.size
+        self.different += int(np.count_nonzero(trained.integers != found))
+        self.outside += int(np.count_nonzero(~(missed <= allowed.relative * reach)))  # NaN is outside too
+        worst = float(missed.max(initial=0.0))
+        self.levels = max(self.levels, worst)
+        self.beyond = max(self.beyond, worst / reach if reach else worst)
 
 
 def step_problems(
-    path: Path, model: nn.Module, twin: ort.InferenceSession, feeds: Sequence[Arrays], figures: dict[str, Any]
-) -> list[str]:
-    """Return what is wrong with the quantizers of a file, and note what was measured in `figures`.
+    path: Path, model: nn.Module, twin: ort.InferenceSession, feeds: Sequence[Arrays], allowed: Tolerance,
+    figures: dict[str, Any],
+) -> list[str] | None:  # fmt: skip
+    """Return what is wrong with the segments of a file, and note what was measured in `figures`; None: no quantizers.
 
     Args:
         path: The ONNX file.
-        model: The trained model.
+        model: The trained model; its mode is left as it was.
         twin: The file in ONNX Runtime, as it is.
         feeds: Inputs, one mapping a feed.
-        figures: Gets `quantizers`, `step_share` (all that differ), `step_share_worst` and `step_levels`.
+        allowed: The float tolerance e.
+        figures: Gets `quantizers`, `step_share` (that differ), `step_beyond`, and `segment_relative` (of the outputs).
     """
-    found, missing = compare_steps(path, model, twin, feeds)
-    problems = [f"{name}: the trained model quantizes here, the file does not" for name in missing]
-    if not found:
-        return problems
-    share = sum(one.different for one in found) / sum(one.elements for one in found)
-    worst = max(found, key=lambda one: one.share)
-    figures |= {
-        "quantizers": len(found),
-        "step_share": significant(share),
-        "step_share_worst": significant(worst.share),
-        "step_levels": max(one.largest for one in found),
-    }
-    if share > FLIPPED:
-        problems.append(f"{share:.2%} of all quantized activations differ, allowed {FLIPPED:.0%}")
-    if worst.share > LARGEST_SHARE:
-        told = f"{worst.share:.1%} of the integers differ, by up to {worst.largest} levels"
-        problems.append(f"{worst.name}: {told}; allowed {LARGEST_SHARE:.0%}")
+    from slope_compile.compression.activations import trained_quantizers
+
+    stored, trained = stored_quantizers(path), trained_quantizers(model)
+    if not stored and not trained:
+        return None
+    found, outputs, problems = compare_steps(path, model, twin, feeds, allowed)
+    if found:
+        figures |= {
+            "quantizers": len(found),
+            "step_share": significant(sum(one.different for one in found) / sum(one.elements for one in found)),
+            "step_beyond": significant(max(one.beyond for one in found)),
+        }
+    figures |= {"segment_tolerance": significant(allowed.relative), "segment_relative": significant(outputs.relative)}
+    problems += [
+        f"{one.name}: {one.outside} of {one.elements} integers are no rounding of what was trained, off by up to "
+        f"{one.levels:.2g} levels"
+        for one in found
+        if one.outside
+    ]
+    if not outputs.within:
+        problems.append(f"given the trained integers, ONNX Runtime {outputs.told(allowed)}")
     return problems
 
 
@@ -109,61 +140,51 @@ def quantizer_findings(stored: Sequence[StoredQuantizer], model: nn.Module) -> I
 
 
 def compare_steps(
-    path: Path, model: nn.Module, twin: ort.InferenceSession, feeds: Sequence[Arrays]
-) -> tuple[list[StepDifference], list[str]]:
-    """Compare every quantizer of a file with the trained one, call by call, where both make as many integers.
+    path: Path, model: nn.Module, twin: ort.InferenceSession, feeds: Sequence[Arrays], allowed: Tolerance
+) -> tuple[list[StepDifference], Difference, list[str]]:
+    """Compare every segment of a file, given the trained integers, with the trained model.
 
     Returns:
-        The differences; and the names of those that the trained model uses and the file lacks.
-
-    Args:
-        path: The ONNX file.
-        model: The trained model; its mode is left as it was.
-        twin: The file in ONNX Runtime, as it is.
-        feeds: Inputs, one mapping a feed.
+        The differences of integers; that of the outputs; and which quantizers are not called alike, in words: those
+        stay as they are in the file.
     """
-    stored = stored_quantizers(path)
-    session = _session(path, stored) if stored else twin
-    found: dict[str, list[int]] = {}
-    used: dict[str, None] = {}
-    for feed in (part for whole in feeds for part in _chunks(whole)):
-        with _recorded(model) as recorded:
-            infer(TorchRunner(model, twin), [feed])
-        used |= dict.fromkeys(recorded)
-        (answer,) = infer_onnx(session, [feed], "onnxruntime")
-        for quantizer, trained in zip(stored, _in_file_order(stored, recorded), strict=True):
-            made = answer[quantizer.output]
-            if trained is None or trained.shape != made.shape:
+    from slope_compile.compression.activations import trained_quantizers
+
+    stored, trained = stored_quantizers(path), trained_quantizers(model)
+    parts = [part for whole in feeds for part in _chunks(whole)]
+    found: dict[str, StepDifference] = {}
+    problems: dict[str, None] = {}
+    session: ort.InferenceSession | None = None
+    reference, tested = [], []
+    runner = TorchRunner(model, twin)
+    for part in parts:
+        with _recorded(model) as calls:
+            reference += infer(runner, [part])
+        problems |= dict.fromkeys(_called_otherwise(stored, calls))
+        given = dict(_in_file_order(stored, calls))
+        if session is None:
+            session = cut_session(path, [quantizer.output for quantizer in given])
+        inputs = {quantizer.output: call.integers for quantizer, call in given.items()}
+        names = [value.name for value in session.get_outputs()]
+        answer = dict(zip(names, session.run(names, {**part, **inputs}), strict=True))
+        tested.append({name: answer[name] for name in reference[-1]})
+        for quantizer, call in given.items():
+            integers = answer[made(quantizer.output)]
+            if integers.shape != call.integers.shape:
+                problems[f"{quantizer.name}: shape {integers.shape}, trained {call.integers.shape}"] = None
                 continue
-            distance = np.abs(trained.astype(np.int16) - made.astype(np.int16))
-            sums = found.setdefault(quantizer.name, [0, 0, 0])
-            sums[0] += distance.size
-            sums[1] += int(np.count_nonzero(distance))
-            sums[2] = max(sums[2], int(distance.max(initial=0)))
-    names = {one.name for one in stored}
-    return [StepDifference(name, *sums) for name, sums in found.items()], [name for name in used if name not in names]
-
-
-def _session(path: Path, stored: Sequence[StoredQuantizer]) -> ort.InferenceSession:
-    """Return the file in ONNX Runtime, optimizations disabled, with the integers of all quantizers as outputs."""
-    model = load_model(path)
-    del model.graph.output[:]
-    for name in dict.fromkeys(one.output for one in stored):
-        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.INT8, None))
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = FATAL
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            difference = found.setdefault(quantizer.name, StepDifference(quantizer.name))
+            difference.add(call, integers, trained[quantizer.name], allowed)
+    return list(found.values()), compare(reference, tested, allowed), list(problems)
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[dict[str, list[Array]]]:
-    """Keep what each quantizer of a model makes while it runs: name -> one array of integers a call."""
+def _recorded(model: nn.Module) -> Iterator[dict[str, list[Quantized]]]:
+    """Keep what each quantizer of a model reads and makes while it runs: name -> its calls."""
     from slope_compile.compression.activations import activation_quantizers
     from slope_compile.compression.lsq import effective_step
 
-    made: dict[str, list[Array]] = {}
+    calls: dict[str, list[Quantized]] = {}
     handles = []
 
     def keep(name: str, quantizer: ActivationQuantizer) -> Any:
@@ -173,28 +194,38 @@ def _recorded(model: nn.Module) -> Iterator[dict[str, list[Array]]]:
             # Layers that share a quantizer hand it the same tensor: the file quantizes that once.
             if not any(arguments[0] is other for other in read):
                 read.append(arguments[0])
-                levels = (output / effective_step(quantizer.step)).round()
-                made.setdefault(name, []).append(levels.cpu().numpy().astype(np.int8))
+                integers = (output / effective_step(quantizer.step)).round().cpu().numpy().astype(np.int8)
+                calls.setdefault(name, []).append(Quantized(arguments[0].float().cpu().numpy(), integers))
 
         return hook
 
     try:
         for name, quantizer in activation_quantizers(model):
             handles.append(quantizer.register_forward_hook(keep(name, quantizer)))
-        yield made
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _in_file_order(stored: Sequence[StoredQuantizer], recorded: Mapping[str, list[Array]]) -> Iterator[Array | None]:
-    """Yield the trained integers of each quantizer of the file, None where the calls are not as many."""
-    count: dict[str, int] = {}
-    times = {one.name: sum(other.name == one.name for other in stored) for one in stored}
+def _called_otherwise(stored: Sequence[StoredQuantizer], calls: Calls) -> Iterator[str]:
+    """Yield, in words, the quantizers that are not as often in the file as the trained model calls them."""
+    times = Counter(one.name for one in stored)
+    for name in dict.fromkeys([*calls, *times]):
+        trained = len(calls.get(name, ()))
+        if not times[name]:
+            yield f"{name}: the trained model quantizes here, the file does not"
+        elif trained != times[name]:
+            yield f"{name}: quantizes {times[name]} tensors in the file, {trained} in the trained model"
+
+
+def _in_file_order(stored: Sequence[StoredQuantizer], calls: Calls) -> Iterator[tuple[StoredQuantizer, Quantized]]:
+    """Yield each quantizer of the file with the trained call that it stands for, where both are as many."""
+    times, seen = Counter(one.name for one in stored), Counter[str]()
     for one in stored:
-        index = count[one.name] = count.get(one.name, -1) + 1
-        calls = recorded.get(one.name, [])
-        yield calls[index] if len(calls) == times[one.name] else None
+        if len(calls.get(one.name, ())) == times[one.name]:
+            yield one, calls[one.name][seen[one.name]]
+            seen[one.name] += 1
 
 
 def _chunks(feed: Arrays) -> Iterator[Arrays]:

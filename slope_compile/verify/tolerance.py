@@ -19,28 +19,28 @@ errors of layers do not all have one sign. Measured between torch and ONNX Runti
 An engine may multiply in TF32, and float16 weights make ONNX Runtime round each layer's output to float16. Both keep
 10 bits after the leading one: + 2^-10 a layer, again with one sign over depth.
 
-Quantized activations: where a value lies within such an error of the middle between two levels, the two round it to
-different ones. A share f of the integers may differ so by a level (`steps.py` counts them): noise of power f·s² beside
-a signal of power <v²>. LSQ starts with s = 2<|v|>/sqrt(Qp), and <|v|>² <= <v²>, so s²/<v²> is about 4/Qp at most:
+Quantized activations: between two quantizers the bound holds as it is, and there it is applied wherever the trained
+model is at hand (`steps.py`). From end to end it does not: where a value lies within an error of the middle between two
+levels, the two implementations round it to different ones, and that sets off others. Where only outputs can be had, how
+far rounding moves them is measured on the file itself: jitter before each quantizer, as large as the errors of all
+layers would be if they were independent (`segments.py`):
 
-    err(network) += sqrt(f · Σ_quantizers 4/Qp)      independent errors of all quantizers, each passed on undamped
+    eps = err(network) / sqrt(layers)
+    err(outputs) = err(network) + 2 * the outputs' largest move       two implementations, each that far from the exact
 
-With f = 1/100 that is 0.09 for ResNet-18 at 8 bits. A wrong step hides below it, so the integers themselves are
-compared too wherever the trained model is at hand.
+From 1 on, nothing can be told from such outputs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from slope_compile.qdq.activations import StoredQuantizer
 from slope_compile.qdq.reader import CodedWeight
 
 EPS32 = 2.0**-23
 EPS_TEN_BITS = 2.0**-10
-FLIPPED = 0.01  # f
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,12 @@ class Tolerance:
     derivation: str
 
 
-def tolerance_of(
-    weights: Iterable[CodedWeight], ten_bits: bool = False, quantizers: Iterable[StoredQuantizer] = ()
-) -> Tolerance:
-    """Derive the tolerance of a network from the weights that its file holds.
+def tolerance_of(weights: Iterable[CodedWeight], ten_bits: bool = False) -> Tolerance:
+    """Derive the tolerance of a network, or of its segments, from the weights that its file holds.
 
     Args:
         weights: What the reader found.
         ten_bits: Whether one of the two implementations may multiply in TF32.
-        quantizers: The quantizers of activations that the file holds.
     """
     found = list(weights)
     root_sum = sum(math.sqrt(reduction_length(weight)) for weight in found)
@@ -68,12 +65,21 @@ def tolerance_of(
     if ten_bits or any(weight.value_dtype == "FLOAT16" for weight in found):
         relative += EPS_TEN_BITS * len(found)
         derivation += ", + 2^-10 a layer"
-    if steps := [4 / max(quantizer.high, 1) for quantizer in quantizers]:
-        relative += math.sqrt(FLIPPED * sum(steps))
-        derivation += (
-            f", + sqrt({FLIPPED} x sum of 4/Qp = {sum(steps):.2f}) over {len(steps)} quantizers of activations"
-        )
     return Tolerance(relative, derivation)
+
+
+def widened(tolerance: Tolerance, layers: int, move: Callable[[float], float]) -> Tolerance:
+    """Return the tolerance of outputs behind quantized activations.
+
+    Args:
+        tolerance: That of floats.
+        layers: How many layers it sums up.
+        move: Size of a jitter before each quantizer -> how far it moves the outputs, both relative.
+    """
+    eps = tolerance.relative / math.sqrt(max(layers, 1))
+    moved = move(eps)
+    told = f"{tolerance.derivation}, + 2 x {moved:.2e}, which jitter of {eps:.1e} before each quantizer moves them"
+    return Tolerance(tolerance.relative + 2 * moved, told)
 
 
 def reduction_length(weight: CodedWeight) -> int:

@@ -80,17 +80,20 @@ def test_what_was_exported_passes(exported: SimpleNamespace) -> None:
     figures = verdict["parity.onnx"].figures
     assert figures["quantizers"] == 5
     assert figures["step_share"] <= 0.001
-    assert "quantizers of activations" in figures["derivation"]
+    assert figures["step_beyond"] <= figures["segment_tolerance"] < 1e-5
+    assert figures["segment_relative"] <= figures["segment_tolerance"]
+    assert "before each quantizer" in figures["derivation"]
 
 
 @pytest.mark.parametrize(
     ("change", "check", "words"),
     [
         (scale_by(1.01), "codes", "2.input: step"),
-        (scale_by(1.5), "parity.onnx", "2.input"),
+        (scale_by(1.01), "parity.onnx", "2.input"),
+        (scale_by(1.001), "parity.onnx", "2.input"),
         (bypass, "parity.onnx", "2.input: the trained model quantizes here"),
         (clip, "codes", "2.input: range: levels 0 to 15"),
-        (clip, "parity.onnx", "of all quantized activations differ"),
+        (clip, "parity.onnx", "2.input"),
     ],
 )
 def test_a_changed_quantizer_fails(
