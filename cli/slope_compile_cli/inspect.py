@@ -14,7 +14,7 @@ from slope_compile_cli import options
 from slope_compile_cli.console import Console
 from slope_compile_cli.run import print_summary
 
-LAYER_COLUMNS = ("name", "bits", "pattern", "density", "cosine", "sqnr_db", "placement", "reason")
+LAYER_COLUMNS = ("name", "bits", "activation_bits", "pattern", "density", "cosine", "sqnr_db", "placement", "reason")
 
 
 def command(
@@ -42,7 +42,10 @@ def _run(console: Console, path: Path) -> None:
         for stage, r in folder.records.items()
     ]
     console.table("stages", ["stage", "files", "seconds", "state"], stages)
-    console.table("layers", LAYER_COLUMNS, [[_short(row.get(c)) for c in LAYER_COLUMNS] for row in summary["layers"]])
+    rows = summary["layers"]
+    # Only what was asked for has a column.
+    columns = [c for c in LAYER_COLUMNS if c != "activation_bits" or any(row.get(c) is not None for row in rows)]
+    console.table("layers", columns, [[_short(row.get(c)) for c in columns] for row in rows])
     print_summary(console, summary)
     console.result(summary)
 

@@ -35,6 +35,7 @@ class LayerRow:
     kind: str | None
     shape: tuple[int, ...]
     bits: int | None
+    activation_bits: int | None
     pattern: str | None
     granularity: str | None
     density: Any
@@ -80,12 +81,15 @@ def _row(
     pattern = known.get("pattern")
     sizes = placed.get("bytes") or {}
     told = [plan.get("reason"), placed.get("reason")]
+    if plan.get("activation_reason"):
+        told.append(f"activations: {plan['activation_reason']}")
     told += [f"{target}: {row['reason']}" for target, row in built.items() if row.get("reason") not in (None, *told)]
     return LayerRow(
         name=name,
         kind=plan.get("kind") or placed.get("op"),
         shape=tuple(known.get("shape") or ()),
         bits=known.get("bits"),
+        activation_bits=plan.get("activation_bits"),
         pattern=":".join(str(part) for part in pattern) if isinstance(pattern, (list, tuple)) else pattern,
         granularity=plan.get("granularity"),
         density=placed.get("density", measured.get("density")),
@@ -104,7 +108,8 @@ def layers(data: RunData) -> Markup:
     rows = layer_rows(data)
     if not rows:
         return section("layers", "Layers", absent("No stage has said anything about layers yet."))
-    numbers = ("Bits", "Pattern", "Nonzero", "Cosine", "SQNR, dB", "In ONNX")
+    activated = any(row.activation_bits is not None for row in rows)
+    numbers = ("Bits", *(["Activations"] if activated else []), "Pattern", "Nonzero", "Cosine", "SQNR, dB", "In ONNX")
     engines = [f"Engine, {target}" for target in data.builds]
     head: list[Content] = ["Layer", *(column(title) for title in numbers), "Placement", *engines, "Why"]
     note = (
@@ -112,16 +117,17 @@ def layers(data: RunData) -> Markup:
         "compressed weight. SQNR: power of the latent weights over power of the compression error; – where there is no "
         "error or no compression. In ONNX: bytes of codes and scales in the file. Engine: what the engine really holds."
     )
-    body = [_cells(row, list(data.builds)) for row in rows]
+    body = [_cells(row, list(data.builds), activated) for row in rows]
     grid = table("Every layer: treatment, fidelity, bytes, engine", head, body, sticky=True)
     return section("layers", "Layers", sentences([note]), grid)
 
 
-def _cells(row: LayerRow, targets: list[str]) -> list[Content]:
+def _cells(row: LayerRow, targets: list[str], activated: bool) -> list[Content]:
     shape = "×".join(str(extent) for extent in row.shape)
     return [
         join([code(row.name), sub(" ".join(part for part in (row.kind, shape) if part) or ABSENT)]),
-        figure_cell("float" if row.bits is None else str(row.bits)),
+        figure_cell(_width(row.bits)),
+        *([figure_cell(_width(row.activation_bits))] if activated else []),
         figure_cell(row.pattern or "dense"),
         figure_cell(percent(row.density, 1)),
         figure_cell(number(row.cosine, 4)),
@@ -131,6 +137,10 @@ def _cells(row: LayerRow, targets: list[str]) -> list[Content]:
         *(_engine(row.builds.get(target), row.placement) for target in targets),
         wide_cell(join(tag("span", reason, class_="line") for reason in row.reasons) or ABSENT),
     ]
+
+
+def _width(bits: int | None) -> str:
+    return "float" if bits is None else str(bits)
 
 
 def _bytes(row: LayerRow) -> Content:

@@ -85,11 +85,12 @@ def _header(data: RunData) -> Markup:
 def _summary(data: RunData) -> str:
     """One line of what was asked for, as far as the recipe says it."""
     bits, pattern = data.setting("compression", "bits"), data.setting("compression", "pattern")
-    regularizer = data.setting("compression", "regularizer")
+    regularizer, activations = (data.setting("compression", key) for key in ("regularizer", "activation_bits"))
     parts = [
         data.setting("model", "name"),
         data.setting("data", "source"),
         f"{pattern or 'dense'}, {bits} bits" if bits is not None else None,
+        f"activations of {activations} bits" if activations is not None else None,
         f"regularizer {regularizer}" if regularizer else None,
         f"seed {data.setting('train', 'seed')}" if data.setting("train", "seed") is not None else None,
     ]

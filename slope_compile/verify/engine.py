@@ -17,7 +17,7 @@ from slope_compile.artifacts import FileDigest, read_json
 from slope_compile.build.gpu import find_gpu
 from slope_compile.build.header import check_engine as check_header
 from slope_compile.errors import ArtifactError, BackendError
-from slope_compile.verify.parity import compare
+from slope_compile.verify.parity import compare, require_telling
 from slope_compile.verify.runners import Arrays, infer_onnx, output_names
 from slope_compile.verify.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, significant
@@ -75,6 +75,7 @@ def check_engine(
         raise NotCheckedError("no inputs were given")
     batches = [part for feed in inputs for part in split(feed, _largest_batch(header))]
     allowed, run = tolerance(), session()
+    require_telling(allowed)
     outputs = _run_engine(engine.path, header["backend"], batches)
     in_order = [{name: outputs_of_one[name] for name in output_names(run)} for outputs_of_one in outputs]
     found = compare(infer_onnx(run, batches, "onnxruntime"), in_order, allowed)

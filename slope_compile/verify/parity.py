@@ -140,6 +140,8 @@ def check_onnx(
             return Check("parity.onnx", "fail", listed(problems))
         raise NotCheckedError(why_not or "no inputs were given")
     run, allowed = session(), tolerance()
+    if torch_model is None and not problems:
+        require_telling(allowed)
     count = sum(_batch(feed) for feed in feeds)
     figures = {"samples": count, "tolerance": significant(allowed.relative), "derivation": allowed.derivation}
     reference, whose, note = [known.outputs] if known else [], "the golden outputs", f"; torch was not run: {why_not}"
@@ -165,6 +167,18 @@ def check_onnx(
         if not figures["detections"] and not problems:
             raise NotCheckedError(f"nothing is detected in {count} samples: there is nothing to compare")
     return Check("parity.onnx", "fail" if problems else "pass", listed(problems) or within + note, figures)
+
+
+def require_telling(allowed: Tolerance) -> None:
+    """Raise where any outputs would do.
+
+    Raises:
+        NotCheckedError: If the tolerance reaches the largest output.
+    """
+    if allowed.relative >= 1:
+        raise NotCheckedError(
+            f"rounding alone moves outputs by {allowed.relative:.2g} of the largest: nothing can be told from them"
+        )
 
 
 def check_default(

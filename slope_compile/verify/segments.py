@@ -3,8 +3,8 @@
 Rounding makes a deep quantized network chaotic: a last bit that differs turns one integer, which moves the sums behind
 it, which turn more. So two correct implementations, run from end to end, may differ by a large share of all integers.
 
-Cut: each QuantizeLinear hands its integers out, and what reads them takes other ones, the trained model's. Between the
-cuts there are only floats, whose errors are bounded (`tolerance.py`), and nothing turned in one segment reaches another.
+Cut: each QuantizeLinear hands its integers out, and what reads them takes other ones, the trained model's. Between
+the cuts there are only floats, whose errors are bounded (`tolerance.py`), and nothing turned in one reaches another.
 
 Jittered: x + eps * max|x| * uniform(-1, 1) goes into each QuantizeLinear. How far that moves the outputs is how far any
 implementation with errors of that size may be, where only outputs can be had.
@@ -25,6 +25,7 @@ from slope_compile.qdq.tensors import load_model
 from slope_compile.verify.runners import FATAL, Arrays
 
 DRAWS = 3  # of jitter
+_DECIDES = ("TopK", "Loop", "NonMaxSuppression", "NonZero")  # a detector's choices, which a last bit may turn
 
 
 def cut_session(path: Path, integers: Iterable[str]) -> ort.InferenceSession:
@@ -47,6 +48,16 @@ def cut_session(path: Path, integers: Iterable[str]) -> ort.InferenceSession:
             node.output[0] = made(node.output[0])
             model.graph.output.append(helper.make_tensor_value_info(node.output[0], TensorProto.INT8, None))
     return _session(model, path)
+
+
+def behind_choices(model: onnx.ModelProto, integers: Iterable[str]) -> frozenset[str]:
+    """Return those values of integers whose segment begins with a choice, as where a detector's heads begin."""
+    names, behind, found = set(integers), set[str](), set[str]()
+    for node in model.graph.node:  # in the order in which they run
+        if node.op_type in _DECIDES or behind.intersection(node.input):
+            into = found if names.intersection(node.output) else behind
+            into.update(filter(None, node.output))
+    return frozenset(found)
 
 
 def made(name: str) -> str:
@@ -85,11 +96,11 @@ def _jittered(path: Path, stored: Sequence[StoredQuantizer], eps: float, seed: i
     for index, node in enumerate(model.graph.node):
         if eps and node.output and node.output[0] in quantizers:
             x, name = node.input[0], f"{node.output[0]}.jitter"
-            noise = {"low": -eps, "high": eps, "seed": float(seed * len(model.graph.node) + index)}
+            draw = float(seed * len(model.graph.node) + index)
             nodes += [
                 helper.make_node("Abs", [x], [f"{name}.abs"]),
                 helper.make_node("ReduceMax", [f"{name}.abs"], [f"{name}.max"], keepdims=0),
-                helper.make_node("RandomUniformLike", [x], [f"{name}.noise"], **noise),
+                helper.make_node("RandomUniformLike", [x], [f"{name}.noise"], low=-eps, high=eps, seed=draw),
                 helper.make_node("Mul", [f"{name}.noise", f"{name}.max"], [f"{name}.error"]),
                 helper.make_node("Add", [x, f"{name}.error"], [name]),
             ]

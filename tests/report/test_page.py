@@ -102,6 +102,16 @@ def test_a_whole_run(run: RunData) -> None:
     assert len(page.encode()) < 100_000
 
 
+def test_bits_of_activations_have_a_column_only_where_there_are_some(run: RunData) -> None:
+    assert "Activations" not in render(run)
+    metrics = json.loads(json.dumps(run.metrics))
+    metrics["plan"][1] |= {"activation_bits": 4, "activation_reason": "input of a compressed layer"}
+    metrics["plan"][2] |= {"activation_bits": None, "activation_reason": "left in float: never called"}
+    text = check(render(make_run(metrics=metrics))).text()
+    assert "Activations" in text
+    assert "activations: input of a compressed layer" in text and "activations: left in float: never called" in text
+
+
 def test_it_refers_to_nothing_outside(run: RunData) -> None:
     page = render(run)
     for forbidden in ("http:", "https:", "src=", "url(", "//", "@import", "<script", "data:"):

@@ -14,9 +14,15 @@ from onnx import numpy_helper
 from torch import nn
 
 import slope_compile as sc
+from slope_compile.compression.activations import TrainedQuantizer
 from slope_compile.compression.api import compress
 from slope_compile.qdq.activations import stored_quantizers
-from slope_compile.verify.tolerance import tolerance_of
+from slope_compile.verify.parity import require_telling
+from slope_compile.verify.runners import input_names, reference_session
+from slope_compile.verify.segments import behind_choices, moved_by_jitter
+from slope_compile.verify.steps import Quantized, StepDifference
+from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.verdict import NotCheckedError
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +120,70 @@ def test_a_zero_point_fails(exported: SimpleNamespace, tmp_path: Path) -> None:
     assert "2.input: range" in verdict["codes"].detail
 
 
-def test_the_tolerance_grows_with_coarse_quantizers(exported: SimpleNamespace) -> None:
-    found = stored_quantizers(exported.path)
-    assert tolerance_of([], quantizers=found).relative == pytest.approx((0.01 * 5 * 4 / 127) ** 0.5, rel=1e-3)
-    assert tolerance_of([]).relative < 1e-6
+def test_swapped_weights_fail(exported: SimpleNamespace, tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == "2.weight.codes")
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[::-1]), tensor.name))
+
+    verdict = sc.verify(changed(exported.path, tmp_path, change), model=exported.model)
+    assert "5.input" in verdict["parity.onnx"].detail  # the quantizer behind the layer, and none before it
+    assert "2.input" not in verdict["parity.onnx"].detail
+    assert verdict["parity.onnx"].status == "fail"
+
+
+@pytest.mark.parametrize(("change", "status"), [(lambda model: None, "pass"), (scale_by(1.5), "fail")])
+def test_without_the_model_outputs_may_move_as_far_as_jitter_moves_them(
+    exported: SimpleNamespace, tmp_path: Path, change: Callable[[onnx.ModelProto], None], status: str
+) -> None:
+    found = sc.verify(changed(exported.path, tmp_path, change))["parity.onnx"]
+    assert found.status == status, found.detail
+    assert found.figures["tolerance"] < 0.05
+    assert "segment_relative" not in found.figures
+
+
+def test_a_tolerance_as_large_as_the_outputs_tells_nothing() -> None:
+    require_telling(Tolerance(0.99, ""))
+    with pytest.raises(NotCheckedError, match="nothing can be told"):
+        require_telling(Tolerance(1.0, ""))
+
+
+def test_jitter_moves_a_deep_network_at_4_bits_though_each_segment_is_exact(tmp_path: Path) -> None:
+    """The reason for comparing segments: from end to end, errors of floats may turn a large share of the integers."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(12) for layer in (nn.Linear(32, 32), nn.LayerNorm(32), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(32, 8))
+    compress(model, activation_bits=4)
+    model(torch.randn(64, 32))
+    path, x = tmp_path / "m.onnx", torch.randn(64, 32)
+    sc.export(model.eval(), x, path)
+    stored = stored_quantizers(path)
+    feeds = [{input_names(reference_session(path))[0]: x.numpy()}]
+    assert moved_by_jitter(path, stored, feeds, 1e-3) > 0.05
+    assert moved_by_jitter(path, stored, feeds, 0.0) == 0.0
+    found = sc.verify(path, model=model)["parity.onnx"]
+    assert found.status == "pass", found.detail
+    assert found.figures["segment_tolerance"] < 1e-4
+
+
+def test_an_integer_must_be_a_rounding_of_the_trained_value() -> None:
+    trained = TrainedQuantizer("q", 4, 0.5, 0, 15)
+    read = np.array([0.2499, 0.2499, 1.0, 9.0, -3.0], np.float32)  # / 0.5: 0.4998, 0.4998, 2, 18, -6
+    call = Quantized(read, np.array([0, 0, 2, 15, 0], np.int8))
+    allowed = Tolerance(1e-4, "")  # of 18 levels: 0.0018
+    near, far = StepDifference("q"), StepDifference("q")
+    near.add(call, np.array([0, 1, 2, 15, 0], np.int8), trained, allowed)
+    far.add(call, np.array([0, 1, 3, 14, -1], np.int8), trained, allowed)
+    assert (near.different, near.outside, near.within) == (1, 0, True)
+    assert (far.different, far.outside, far.within) == (4, 3, False)
+    assert far.levels == pytest.approx(0.5)
+    broken = StepDifference("q")
+    broken.add(Quantized(np.array([np.nan], np.float32), np.zeros(1, np.int8)), np.zeros(1, np.int8), trained, allowed)
+    assert broken.outside == 1
+
+
+def test_choices_are_looked_for_up_to_the_next_quantizer() -> None:
+    nodes = [("TopK", "x", "t"), ("Relu", "t", "u"), ("QuantizeLinear", "u", "a"), ("DequantizeLinear", "a", "b"),
+             ("QuantizeLinear", "b", "c"), ("QuantizeLinear", "x", "d")]  # fmt: skip
+    graph = onnx.helper.make_graph([onnx.helper.make_node(op, [i], [o]) for op, i, o in nodes], "g", [], [])
+    assert behind_choices(onnx.helper.make_model(graph), ["a", "c", "d"]) == {"a"}

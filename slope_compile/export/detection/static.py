@@ -118,7 +118,7 @@ class StaticDetector(nn.Module):
         objectness, deltas = self.rpn.head(features)
         logits, offsets, anchors = [], [], []
         for level, keep in enumerate(self._kept):
-            top, index = objectness[level].permute(0, 2, 3, 1).flatten(1).topk(keep, dim=1)  # of [B, H·W·A]
+            top, index = best(objectness[level].permute(0, 2, 3, 1).flatten(1), keep)  # of [B, H·W·A]
             each = deltas[level].unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # [B, H·W·A, 4]
             logits.append(top)
             offsets.append(each.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)))

@@ -22,9 +22,9 @@ WIDTHS = (3, 8, 8, 16, 16)
 
 
 def detector(
-    masks: bool = True, frozen_norms: bool = False, conv_depth: int = 1, seed: int = 0, **settings: Any
+    masks: bool = True, frozen_norms: bool = False, conv_depth: int = 1, seed: int = 0, levels: int = 5, **settings: Any
 ) -> FasterRCNN:
-    """A Faster or Mask R-CNN over five levels, 3 classes and background, 30 proposals, 8 detections."""
+    """A Faster or Mask R-CNN over so many levels, 3 classes and background, 30 proposals, 8 detections."""
     torch.manual_seed(seed)
     body: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (wide, wider) in enumerate(itertools.pairwise(WIDTHS)):
@@ -32,9 +32,9 @@ def detector(
         norm = FrozenBatchNorm2d(wider) if frozen_norms else nn.BatchNorm2d(wider)
         conv = nn.Conv2d(wide, wider, 3, stride, padding=1, bias=False)
         body[f"layer{index + 1}"] = nn.Sequential(conv, norm, nn.ReLU())
-    levels = {f"layer{index + 1}": str(index) for index in range(4)}
-    backbone = BackboneWithFPN(nn.Sequential(body), levels, list(WIDTHS[1:]), WIDTH)
-    anchors = AnchorGenerator(((8,), (16,), (32,), (64,), (96,)), ((0.5, 1.0, 2.0),) * 5)
+    named = {f"layer{index + 1}": str(index) for index in range(levels - 1)}  # the last level is pooled
+    backbone = BackboneWithFPN(nn.Sequential(body), named, list(WIDTHS[1:levels]), WIDTH)
+    anchors = AnchorGenerator(((8,), (16,), (32,), (64,), (96,))[:levels], ((0.5, 1.0, 2.0),) * levels)
     parts = {
         "rpn_anchor_generator": anchors,
         "rpn_head": RPNHead(WIDTH, 3, conv_depth),

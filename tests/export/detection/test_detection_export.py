@@ -16,16 +16,17 @@ from safetensors.numpy import load_file
 import slope_compile as sc
 from slope_compile.compression.api import codes
 from slope_compile.export.detection import paste_masks
+from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.verify.model import verify_model
 from slope_compile.verify.runners import reference_session
 
-DETECTIONS = 8
+DETECTIONS, LEVELS = 8, 3
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    model = detector()
+    model = detector(levels=LEVELS)
     sc.compress(model)
     path = tmp_path_factory.mktemp("detector") / "m.onnx"
     layers = sc.export(model, images(3), path)
@@ -73,7 +74,7 @@ def test_a_head_that_all_levels_share_is_one_coded_weight(run: SimpleNamespace) 
     head = "rpn.head.conv.0.0.weight"
     assert np.array_equal(weights[head].codes, expected[head].codes)
     proto = onnx.load(run.path)
-    assert len([node for node in proto.graph.node if head in node.input]) == 5
+    assert len([node for node in proto.graph.node if head in node.input]) == LEVELS
     rows = {row["name"]: row for row in run.layers}
     assert rows[head]["placement"] == "int4-storage"
     assert rows["roi_heads.mask_predictor.conv5_mask.weight"]["placement"] == "float"
@@ -96,6 +97,22 @@ def test_damaged_weights_fail(tensor: str, run: SimpleNamespace, tmp_path: Path)
     onnx.save(proto, tmp_path / "m.onnx")
     verdict = verify_model(tmp_path / "m.onnx", codes=codes(run.model), model=run.model, golden=run.golden)
     assert {"codes", "parity.onnx"} <= {check.name for check in verdict.checks if check.status == "fail"}
+
+
+def test_quantized_activations_are_the_trained_ones_in_each_level(tmp_path: Path) -> None:
+    """Integers make equal objectness common, and then the order of proposals must be the file's too."""
+    model = detector(levels=2, masks=False)
+    sc.compress(model, activation_bits=8)
+    truth = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
+    model.train()(list(images(2)), [truth] * 2)  # sets the steps
+    with torch.no_grad():
+        model.rpn.head.cls_logits.weight.zero_()  # all are equal
+    sc.export(model.eval(), images(2), tmp_path / "m.onnx")
+    verdict = sc.verify(tmp_path / "m.onnx", model=model)
+    assert verdict.verdict == "pass", [check.detail for check in verdict.checks]
+    assert verdict["parity.onnx"].figures["detections"] >= 10
+    names = [one.name for one in stored_quantizers(tmp_path / "m.onnx")]
+    assert names.count("rpn.head.bbox_pred.input") == 2
 
 
 def test_tensorrt_rtx_builds_it(run: SimpleNamespace, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def body():
 def parts(classes):
     return {
         "rpn_anchor_generator": AnchorGenerator(((16, 32),), ((1.0,),)),
-        "box_roi_pool": MultiScaleRoIAlign(["0"], 5, 2),
+        "box_roi_pool": MultiScaleRoIAlign(["0"], 5, 1),
         "box_head": TwoMLPHead(W * 25, 64),
         "box_predictor": FastRCNNPredictor(64, classes + 1),
     }
@@ -45,7 +45,7 @@ def parts(classes):
 
 def detector(classes):
     return MaskRCNN(
-        body(), **parts(classes), mask_roi_pool=MultiScaleRoIAlign(["0"], 8, 2), mask_head=MaskRCNNHeads(W, (W,), 1),
+        body(), **parts(classes), mask_roi_pool=MultiScaleRoIAlign(["0"], 8, 1), mask_head=MaskRCNNHeads(W, (W,), 1),
         mask_predictor=MaskRCNNPredictor(W, W, classes + 1),
     )
 
