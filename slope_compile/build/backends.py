@@ -191,6 +191,8 @@ def select_in_polygraphy(backend: Backend) -> Any:
     os.environ[variable] = "1" if backend.rtx else "0"
     try:
         importlib.import_module("polygraphy.backend.trt")  # binds its modules to one TensorRT
+        if backend.rtx:
+            importlib.import_module("polygraphy.backend.tensorrt_rtx.config")
     finally:
         if before is None:
             del os.environ[variable]

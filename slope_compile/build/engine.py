@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from slope_compile.artifacts import FileDigest, read_json
+from slope_compile.build.addresses import TUNABLES
 from slope_compile.build.backends import Backend, choose_backend, require_buildable
 from slope_compile.build.containers import placed_model
 from slope_compile.build.gpu import find_gpu
@@ -34,8 +35,9 @@ from slope_compile.recipe import BatchRange, BuildSection
 _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.build.worker import main; main()"
 # TensorRT orders some of what it writes by address: of 40 builds of one model about two had other bytes. So the worker
 # gets what makes addresses repeat: no address randomization (ADDR_NO_RANDOMIZE; a kernel that forbids it costs only
-# that), a fixed hash seed, and nothing whose length depends on where and by whom it is run. What the imports still
-# leave on the heap (they list folders) is kept apart by the thread in which the worker builds.
+# that), a fixed hash seed, nothing whose length depends on where and by whom it is run, and `addresses.py`. Threads of
+# the library that race are left: about one build in 240, so ahead of time the bytes that were built twice are taken.
+MOST_BUILDS = 3
 _PASSED_ON = ("PATH", "HOME", "LD_LIBRARY_PATH", "LANG", "LC_", "TMPDIR", "CUDA", "NVIDIA", "VIRTUAL_ENV")
 _FIXED_ADDRESSES = (
     "import ctypes, os, sys; ctypes.CDLL(None).personality(0x0040000); "
@@ -107,7 +109,7 @@ def build_engine(
         graph = load_model(placed).graph
         events.progress("build", 1, 3, f"{chosen.title} for {aim.name}")
         request = Request(chosen.name, placed.name, aim.sm, profile, sparse)
-        engine, cache, version = run_worker(request, chosen, placed.parent, out / "build.log")
+        engine, cache, version = _repeated(request, chosen, placed.parent, out / "build.log")
     events.progress("build", 2, 3, "reading the engine's layer list")
     (out / "model.engine").write_bytes(engine)
     if cache:
@@ -149,6 +151,20 @@ def batch_profile(graph: onnx.GraphProto, batch: BatchRange) -> Shapes:
     return profile
 
 
+def _repeated(request: Request, backend: Backend, folder: Path, log: Path) -> tuple[bytes, bytes, str]:
+    """Return the first result that two builds agree on; of three that all differ, the smallest.
+
+    Where kernels are measured no two builds agree, and one is made.
+    """
+    results = [run_worker(request, backend, folder, log)]
+    while not backend.needs_gpu and len(results) < MOST_BUILDS:
+        again = run_worker(request, backend, folder, log)
+        if again in results:
+            return again
+        results.append(again)
+    return min(results)
+
+
 def run_worker(request: Request, backend: Backend, folder: Path, log: Path) -> tuple[bytes, bytes, str]:
     """Build in a process of its own and return engine, timing cache (empty where there is none) and version.
 
@@ -171,7 +187,7 @@ def run_worker(request: Request, backend: Backend, folder: Path, log: Path) -> t
             input=request.to_json().encode(),
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env={**environment, "PYTHONHASHSEED": "0"},
+            env={**environment, "PYTHONHASHSEED": "0", "GLIBC_TUNABLES": TUNABLES},
             cwd=folder,
             check=False,
         )

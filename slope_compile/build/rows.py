@@ -58,7 +58,7 @@ def engine_rows(
         if row["name"] in found:
             _, place, engine = found.pop(row["name"])
             reason = row["reason"] if place.placement == "float" else place.reason  # the policy knows why it left it
-            if row["pattern"] and (note := kernel_note(*parse_pattern(row["pattern"]))):
+            if row.get("pattern") and (note := kernel_note(*parse_pattern(row["pattern"]))):
                 reason = f"{reason}; {note}"
             here = {"placement": place.placement, "reason": reason, "container": place.container}
             rows.append({**row, **here, "engine": engine})

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slope_compile.build.addresses import LIBRARIES, USE, load_libraries, place_below
 from slope_compile.build.backends import BACKENDS, Backend, select_in_polygraphy
 from slope_compile.errors import BackendError
 
@@ -59,9 +60,11 @@ def main() -> None:
     engine = cache = b""
     try:
         backend = BACKENDS[request.backend]
-        trt = select_in_polygraphy(backend)
-        # glibc gives a thread a heap of its own: its addresses repeat, whatever the imports above left on this one.
         with ThreadPoolExecutor(max_workers=1) as thread:
+            place_below(LIBRARIES)
+            thread.submit(load_libraries, f"{backend.module}_libs").result()
+            trt = select_in_polygraphy(backend)
+            place_below(USE)
             engine, cache, version = thread.submit(_build, request, backend, trt).result()
         header = {"engine": len(engine), "timing_cache": len(cache), "version": version}
     except BackendError as error:

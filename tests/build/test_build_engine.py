@@ -119,6 +119,27 @@ def test_two_processes_make_the_same_bytes(built, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("built_bytes", "taken", "builds"),
+    [
+        ([b"a", b"a"], b"a", 2),
+        ([b"x", b"a", b"a"], b"a", 3),
+        ([b"a", b"x", b"a"], b"a", 3),
+        ([b"c", b"b", b"d"], b"b", 3),
+    ],
+)
+def test_bytes_that_two_builds_agree_on_are_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_bytes: list[bytes], taken: bytes, builds: int
+) -> None:
+    left = list(built_bytes)
+    monkeypatch.setattr(engine_module, "run_worker", lambda *_: (left.pop(0), b"", "1"))
+    assert engine_module._repeated(Any, RTX, tmp_path, tmp_path / "log")[0] == taken  # type: ignore[arg-type]
+    assert len(built_bytes) - len(left) == builds
+    left[:] = [b"measured", b"other"]
+    assert engine_module._repeated(Any, BACKENDS["tensorrt"], tmp_path, tmp_path / "log")[0] == b"measured"  # type: ignore[arg-type]
+    assert len(left) == 1
+
+
 def test_export_rows_are_kept(net, tmp_path: Path) -> None:
     model, export, out = net(), tmp_path / "export", tmp_path / "out"
     export.mkdir()
