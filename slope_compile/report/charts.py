@@ -52,9 +52,10 @@ def ticks(low: float, high: float, count: int = 4) -> tuple[list[float], int]:
         high: Greatest value to be covered.
         count: About how many intervals.
     """
-    if high - low <= 1e-6 * max(abs(low), abs(high)):
-        # A flat curve still needs a scale around it.
-        margin = max(abs(low), abs(high)) * 0.1 or 1.0
+    largest = max(abs(low), abs(high))
+    if largest < 1 / LIMIT or high - low <= 1e-6 * largest:
+        # A flat curve still needs a scale around it, and so does one too small for floats to divide.
+        margin = largest * 0.1 if largest >= 1 / LIMIT else 1.0
         low, high = low - margin, high + margin
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
