@@ -125,7 +125,7 @@ def test_two_processes_make_the_same_bytes(built, tmp_path: Path) -> None:
         ([b"a", b"a"], b"a", 2),
         ([b"x", b"a", b"a"], b"a", 3),
         ([b"a", b"x", b"a"], b"a", 3),
-        ([b"c", b"b", b"d"], b"b", 3),
+        ([b"c", b"b", b"d"], b"d", 3),
     ],
 )
 def test_bytes_that_two_builds_agree_on_are_taken(
