@@ -33,8 +33,8 @@ SHARED_ROOMS = ("compression", "codes_file.py")
 ROOMS = {
     "train": ("train",),
     "export": ("qdq", "export", "train"),
-    "build": ("qdq", "build"),
-    "verify": ("qdq", "build", "verify", "train"),
+    "build": ("qdq", "targets", "placement", "build"),
+    "verify": ("qdq", "targets", "build", "verify", "train"),
 }
 LOGS = ("build.log",)  # kept, but not digested: it holds times
 
@@ -80,7 +80,7 @@ class Pipeline:
 
     def _refuse_unknown_targets(self, stages: Iterable[str]) -> None:
         """Raise before anything runs: a misspelt target must not cost a training."""
-        from slope_compile.build.targets import find_target
+        from slope_compile.targets.target import find_target
 
         for target in (*self.recipe.build.targets, *(s.partition("/")[2] for s in stages if "/" in s)):
             find_target(target)
@@ -218,7 +218,7 @@ class Pipeline:
             gpus = ", ".join(f"{gpu['name']} {gpu['driver_version']}" for gpu in machine.gpus())
             key["machine"] = f"onnxruntime {machine.version_of('onnxruntime')}, GPUs: {gpus or 'none'}"
         if kind == "build":
-            from slope_compile.build.backends import backend_version
+            from slope_compile.targets.backends import backend_version
 
             key["backend"] = backend_version(self.recipe.build.backend)
         for upstream in _upstream(stage):

@@ -125,25 +125,49 @@ class ExportSection(Section):
 
 
 class BatchRange(Section):
-    """The engine's optimization profile along the batch axis."""
+    """The engine's optimization profile along the batch axis; kernels are chosen at `opt`."""
 
     min: Positive = 1
-    opt: Positive = 16
-    max: Positive = 64
+    opt: Positive | None = None  # None: the target's usual deployment batch
+    max: Positive | None = None  # None: 64, or `opt` where that is more
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchRange:
-        if not self.min <= self.opt <= self.max:
+        given = [size for size in (self.min, self.opt, self.max) if size is not None]
+        if given != sorted(given):
             raise ValueError(f"min <= opt <= max does not hold for {self.min}, {self.opt}, {self.max}")
         return self
 
+    def resolved(self, deployment: int) -> tuple[int, int, int]:
+        """Return (min, opt, max).
+
+        Args:
+            deployment: The target's usual batch, for `opt` where the recipe has none; kept within min and max.
+        """
+        opt = self.opt if self.opt is not None else max(self.min, min(deployment, self.max or deployment))
+        return self.min, opt, self.max if self.max is not None else max(64, opt)
+
+
+Placement = Literal["sparse-int8", "int8", "sparse-fp16", "int4-weight", "int8-weight", "int4-storage", "float"]
+
 
 class BuildSection(Section):
-    """Which engines."""
+    """Which engines, and how: the same keys for every TensorRT; what a target cannot take is refused with the reason."""
 
     targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["a100"])
     backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"
     batch: BatchRange = Field(default_factory=BatchRange)
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"  # of activations that are not quantized
+    placement: dict[str, Placement] = Field(default_factory=dict)  # layer-name pattern -> placement
+    require: list[str] = Field(default_factory=list)  # what the engine must hold, such as sparse>=10
+    timing_cache: str | None = None  # None: the one of the last build for this target
+    workspace_gib: Annotated[float, Field(gt=0)] | None = None  # None: all that the GPU has
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None  # None: TensorRT's own default
+    version_compatible: bool = False
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    refit: bool = False  # weights can be replaced in the engine
+    strip: bool = False  # an engine without its weights, to be refitted
+    dla: Annotated[int, Field(ge=0)] | None = None  # Orin: which DLA core; what it cannot run falls back to the GPU
 
 
 class VerifySection(Section):

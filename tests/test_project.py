@@ -28,7 +28,7 @@ def test_the_wheel_installs_two_packages_with_recipes_and_no_cli_or_tests(tmp_pa
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"slope_compile", "slope_compile_cli"}
     assert "slope_compile/recipes/digits-resnet18.yaml" in names
-    assert "slope_compile/build/targets.py" in names
+    assert "slope_compile/targets/target.py" in names
     assert "slope_compile/py.typed" in names
 
 

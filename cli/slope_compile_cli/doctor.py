@@ -18,7 +18,7 @@ PIECES = (
 
 def command(json: options.Json = False) -> None:
     """Tell versions and GPUs, and what each missing piece enables; paste it into a bug report."""
-    from slope_compile.build.gpu import find_gpu
+    from slope_compile.targets.gpu import find_gpu
 
     console = Console(json)
     versions, facts = machine.versions(), machine.machine()

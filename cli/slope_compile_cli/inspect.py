@@ -53,7 +53,7 @@ def _run(console: Console, path: Path) -> None:
 def _onnx_rows(path: Path) -> list[dict[str, Any]]:
     import numpy as np
 
-    from slope_compile.build.placement import is_sparse
+    from slope_compile.qdq.pattern import is_sparse
     from slope_compile.qdq.reader import coded_weights
 
     return [

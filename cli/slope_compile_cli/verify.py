@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from slope_compile.artifacts import RunFolder
-from slope_compile.build.targets import find_target
 from slope_compile.summary import verdict_of
+from slope_compile.targets.target import find_target
 from slope_compile_cli import options
 from slope_compile_cli.console import Console
 

@@ -16,20 +16,21 @@ import onnx
 
 from slope_compile.artifacts import FileDigest, read_json
 from slope_compile.build.addresses import TUNABLES
-from slope_compile.build.backends import Backend, choose_backend, require_buildable
-from slope_compile.build.containers import placed_model
-from slope_compile.build.gpu import find_gpu
-from slope_compile.build.placement import is_sparse, place_all
 from slope_compile.build.rows import engine_rows, summarize
-from slope_compile.build.targets import Target, find_target
 from slope_compile.build.worker import Request, Shapes
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
+from slope_compile.placement.apply import placed_model
+from slope_compile.placement.choose import place_all
 from slope_compile.qdq.activations import quantized_layers
 from slope_compile.qdq.checks import check_scale, check_zero_point
+from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
 from slope_compile.recipe import BatchRange, BuildSection
+from slope_compile.targets.backends import Backend, choose_backend, require_buildable
+from slope_compile.targets.gpu import find_gpu
+from slope_compile.targets.target import Target, find_target
 
 # The worker imports what this process would: same interpreter, same search path, whatever the working directory.
 _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.build.worker import main; main()"
@@ -102,7 +103,7 @@ def build_engine(
             "TensorRT wants positive scales and zero points of 0: quantize it so.",
         )
     places = place_all(weights, chosen, quantized_layers(model))
-    profile = batch_profile(load_model(model).graph, batch)
+    profile = batch_profile(load_model(model).graph, batch.resolved(aim.opt_batch))
     sparse = any(is_sparse(weight) for weight in weights)
     with tempfile.TemporaryDirectory(prefix="placed.", dir=out) as folder:
         placed = placed_model(model, weights, places, chosen, Path(folder))
@@ -126,8 +127,12 @@ def build_engine(
     return result
 
 
-def batch_profile(graph: onnx.GraphProto, batch: BatchRange) -> Shapes:
+def batch_profile(graph: onnx.GraphProto, batch: tuple[int, int, int]) -> Shapes:
     """Return (min, opt, max) shapes of every input whose first axis is dynamic; the other axes must be fixed.
+
+    Args:
+        graph: The model's.
+        batch: (min, opt, max) of the first axis.
 
     Raises:
         BackendError: If another axis is dynamic, or an input has no shape.
@@ -147,7 +152,7 @@ def batch_profile(graph: onnx.GraphProto, batch: BatchRange) -> Shapes:
                 raise BackendError(f"{where} is dynamic; only the batch may be.", "Export it with that size fixed.")
         if fixed and fixed[0] is None:
             rest = [size for size in fixed[1:] if size is not None]
-            profile[tensor.name] = ([batch.min, *rest], [batch.opt, *rest], [batch.max, *rest])
+            profile[tensor.name] = ([batch[0], *rest], [batch[1], *rest], [batch[2], *rest])
     return profile
 
 

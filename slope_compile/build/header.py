@@ -9,9 +9,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from slope_compile.build.backends import BACKENDS
-from slope_compile.build.gpu import Gpu
 from slope_compile.errors import ArtifactError, BackendError
+from slope_compile.targets.backends import BACKENDS
+from slope_compile.targets.gpu import Gpu
 
 KEYS = (
     "backend",

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from slope_compile.build.backends import Backend
 from slope_compile.build.holding import Held, Wanted, find_held, node_names
 from slope_compile.build.layers import EngineLayer, Sparsity, parse_layers, parse_sparsity
-from slope_compile.build.placement import Place, is_sparse
 from slope_compile.compression.codes import kernel_note
+from slope_compile.placement.choose import Place
+from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.tensors import element_bits
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.recipe import parse_pattern
+from slope_compile.targets.backends import Backend
 
 AT_RUN_TIME = "not checked: TensorRT-RTX chooses kernels at run time"
 INT8_PLACEMENTS = ("sparse-int8", "int8")

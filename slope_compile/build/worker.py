@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slope_compile.build.addresses import LIBRARIES, USE, load_libraries, place_below
-from slope_compile.build.backends import BACKENDS, Backend, select_in_polygraphy
 from slope_compile.errors import BackendError
+from slope_compile.targets.backends import BACKENDS, Backend, select_in_polygraphy
 
 PR_SET_PDEATHSIG = 1
 REASON_LINES = 3

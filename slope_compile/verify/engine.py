@@ -14,9 +14,9 @@ import onnxruntime as ort
 from safetensors.numpy import load, save
 
 from slope_compile.artifacts import FileDigest, read_json
-from slope_compile.build.gpu import find_gpu
 from slope_compile.build.header import check_engine as check_header
 from slope_compile.errors import ArtifactError, BackendError
+from slope_compile.targets.gpu import find_gpu
 from slope_compile.verify.parity import compare, require_telling
 from slope_compile.verify.runners import Arrays, infer_onnx, output_names
 from slope_compile.verify.tolerance import Tolerance

@@ -15,8 +15,8 @@ from typing import Any
 
 from safetensors.numpy import load, save
 
-from slope_compile.build.backends import BACKENDS, select_in_polygraphy
 from slope_compile.errors import BackendError
+from slope_compile.targets.backends import BACKENDS, select_in_polygraphy
 
 
 def main() -> None:

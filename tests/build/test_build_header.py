@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from slope_compile.build.gpu import Gpu
 from slope_compile.build.header import check_engine
 from slope_compile.errors import ArtifactError, BackendError
+from slope_compile.targets.gpu import Gpu
 
 A100 = Gpu("NVIDIA A100", (8, 0))
 
@@ -43,14 +43,14 @@ def test_another_gpu(header: dict[str, Any]) -> None:
 
 def test_backend_not_installed(header: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "tensorrt")
-    monkeypatch.setattr("slope_compile.build.backends.Backend.installed", lambda self: False)
+    monkeypatch.setattr("slope_compile.targets.backends.Backend.installed", lambda self: False)
     with pytest.raises(BackendError, match="TensorRT, which is not installed"):
         check_engine(header, A100)
 
 
 def test_backend_broken(header: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # importing it now fails
-    monkeypatch.setattr("slope_compile.build.backends.Backend.installed", lambda self: True)
+    monkeypatch.setattr("slope_compile.targets.backends.Backend.installed", lambda self: True)
     with pytest.raises(BackendError, match="does not import"):
         check_engine(header, A100)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from slope_compile.build.backends import BACKENDS
 from slope_compile.build.worker import Request, clean_reason, parse_error
+from slope_compile.targets.backends import BACKENDS
 
 RTX = BACKENDS["tensorrt-rtx"]
 

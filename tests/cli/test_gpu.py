@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from slope_compile.build.gpu import find_gpu
-from slope_compile.build.targets import TARGETS
+from slope_compile.targets.gpu import find_gpu
+from slope_compile.targets.target import TARGETS
 
 GPU = find_gpu()
 TARGET = next((target.name for target in TARGETS.values() if GPU and target.sm == GPU.sm), None)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from slope_compile.build.targets import TARGETS
 from slope_compile.recipe import Recipe, recipe_from
+from slope_compile.targets.target import TARGETS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 REQUIRED = {"model": {"name": "torchvision/resnet18"}, "data": {"source": "digits"}}

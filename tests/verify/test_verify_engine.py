@@ -11,8 +11,8 @@ import pytest
 from verify_twins import CHANNELS, SIDE, make_twin
 
 from slope_compile.artifacts import FileDigest
-from slope_compile.build.gpu import Gpu, find_gpu
 from slope_compile.qdq.reader import coded_weights
+from slope_compile.targets.gpu import Gpu, find_gpu
 from slope_compile.verify import engine as engine_module
 from slope_compile.verify.engine import EngineUnderTest, check_engine, split
 from slope_compile.verify.runners import reference_session
@@ -78,7 +78,7 @@ def test_without_a_gpu_the_reason_names_what_the_engine_was_built_for(check: Cal
 
 def test_another_gpu_or_version_is_not_checked(check: Callable[..., Check], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "find_gpu", lambda: Gpu("RTX 4090", (8, 9)))
-    monkeypatch.setattr("slope_compile.build.backends.Backend.installed", lambda self: False)
+    monkeypatch.setattr("slope_compile.targets.backends.Backend.installed", lambda self: False)
     assert check().status == "not checked"
 
 

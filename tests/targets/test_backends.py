@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from slope_compile.build import backends
-from slope_compile.build.backends import BACKENDS, backend_version, choose_backend, require_buildable
-from slope_compile.build.gpu import Gpu
-from slope_compile.build.targets import find_target
 from slope_compile.errors import BackendError
+from slope_compile.targets import backends
+from slope_compile.targets.backends import BACKENDS, backend_version, choose_backend, require_buildable
+from slope_compile.targets.gpu import Gpu
+from slope_compile.targets.target import find_target
 
 A100, RTX_4090 = Gpu("A100", (8, 0)), Gpu("RTX 4090", (8, 9))
 TENSORRT, RTX = BACKENDS["tensorrt"], BACKENDS["tensorrt-rtx"]
@@ -103,7 +103,7 @@ print(json.dumps([names, list(inspect.signature(CreateNetwork.__init__).paramete
 def test_selecting_leaves_the_environment_and_refuses_the_other() -> None:
     code = """
 import os
-from slope_compile.build.backends import BACKENDS, select_in_polygraphy
+from slope_compile.targets.backends import BACKENDS, select_in_polygraphy
 from slope_compile.errors import BackendError
 trt = select_in_polygraphy(BACKENDS["tensorrt-rtx"])
 assert trt.__name__ == "tensorrt_rtx", trt

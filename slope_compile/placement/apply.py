@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from slope_compile.build.backends import Backend
-from slope_compile.build.placement import Place
 from slope_compile.errors import BackendError
+from slope_compile.placement.choose import Place
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.weights import CodedWeight
+from slope_compile.targets.backends import Backend
 
 INLINE_BYTES = 2**30  # a bigger model keeps its tensors in a file beside it: protobuf ends at 2 GiB
 
@@ -34,7 +34,7 @@ def placed_model(onnx: Path, weights: list[CodedWeight], places: list[Place], ba
         return onnx
     import onnx_ir as ir  # seconds, and most builds move nothing
 
-    from slope_compile.qdq.containers import WidenCodes
+    from slope_compile.placement.passes.containers import WidenCodes
 
     model = ir.load(onnx)
     ir.external_data.load_to_model(model)

@@ -7,10 +7,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from slope_compile.build.gpu import Gpu, find_gpu
-from slope_compile.build.targets import Target
 from slope_compile.errors import BackendError, nearest
 from slope_compile.machine import version_of
+from slope_compile.targets.gpu import Gpu, find_gpu
+from slope_compile.targets.target import Target
 
 SM = tuple[int, int]
 

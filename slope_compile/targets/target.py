@@ -22,12 +22,14 @@ class Target:
         sm: Compute capability, (major, minor).
         devices: What a person calls it.
         on_device: Whether the engine must be built on the device, because NVIDIA supports nothing else for it.
+        opt_batch: The batch that the device usually serves, in images.
     """
 
     name: str
     sm: tuple[int, int]
     devices: str
     on_device: bool = False
+    opt_batch: int = 16
 
     def __str__(self) -> str:
         return f"{self.name} (SM {self.sm[0]}.{self.sm[1]}, {self.devices})"

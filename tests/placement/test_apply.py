@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from slope_compile.build.backends import BACKENDS
-from slope_compile.build.containers import placed_model
-from slope_compile.build.placement import Place, place_all
 from slope_compile.errors import BackendError
+from slope_compile.placement.apply import placed_model
+from slope_compile.placement.choose import Place, place_all
 from slope_compile.qdq.reader import coded_weights
+from slope_compile.targets.backends import BACKENDS
 
 
 def test_the_exported_file_where_everything_suits(net, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from qdq_graphs import coded, node
 
-from slope_compile.qdq.containers import WidenCodes
+from slope_compile.placement.passes.containers import WidenCodes
 from slope_compile.qdq.reader import coded_weights
 
 RNG = np.random.default_rng(5)

@@ -15,14 +15,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from slope_compile.build.backends import Backend
-from slope_compile.compression.codes import group_nonzeros
+from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.weights import CodedWeight
+from slope_compile.targets.backends import Backend
 
 GEMM = ("MatMul", "Gemm")
-SPARSE_N, SPARSE_M = 2, 4  # the pattern of NVIDIA's sparse tensor cores
 
 
 @dataclass(frozen=True)
@@ -95,15 +92,3 @@ def _int4_refusal(weight: CodedWeight, backend: Backend, gemm: bool) -> str | No
         sizes = " or ".join(str(size) for size in sorted(blocks))
         return f"{backend.title} takes INT4 only in blocks of {sizes} along K, and this weight has none"
     return None
-
-
-def is_sparse(weight: CodedWeight) -> bool:
-    """Return whether a weight fits NVIDIA's sparse tensor cores: at most 2 nonzeros in every 4 input channels.
-
-    Counted, not believed; a weight with 1:4 or 2:8 fits too. One that is all zeros says nothing and does not count.
-    """
-    codes = weight.consumed(weight.stored)
-    shifted = weight.zero_point is not None and bool(np.any(weight.zero_point))
-    if shifted or codes.shape[weight.consumed_axis] % SPARSE_M or not codes.any():
-        return False
-    return bool(np.max(group_nonzeros(codes, SPARSE_M, weight.consumed_axis)) <= SPARSE_N)

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slope_compile.build.backends import BACKENDS
-from slope_compile.build.placement import is_sparse, place, place_all
+from slope_compile.placement.choose import place, place_all
+from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.weights import CodedWeight
+from slope_compile.targets.backends import BACKENDS
 
 TENSORRT, RTX = BACKENDS["tensorrt"], BACKENDS["tensorrt-rtx"]
 

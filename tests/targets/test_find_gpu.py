@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slope_compile.build.gpu import Gpu, find_gpu
+from slope_compile.targets.gpu import Gpu, find_gpu
 
 
 def driver(count: int = 1, init: int = 0) -> Any:

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from slope_compile.build.targets import TARGETS, find_target
 from slope_compile.errors import BackendError
+from slope_compile.targets.target import TARGETS, find_target
 
 
 @pytest.mark.parametrize(

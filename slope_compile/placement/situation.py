@@ -1,0 +1,32 @@
+"""For whom a model is placed: everything that the choice of a placement may depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from slope_compile.recipe import Placement
+from slope_compile.targets.backends import Backend
+from slope_compile.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A target, and who builds for it.
+
+    Args:
+        target: The GPU.
+        backend: Who builds.
+        version: The backend's version, such as `10.3.0`: the installed one, or the one expected on the device.
+        precision: Type of the activations that are not quantized.
+        batch: The opt shape's batch.
+        overrides: Layer-name pattern -> placement, from the recipe; the last pattern that fits a layer wins.
+    """
+
+    target: Target
+    backend: Backend
+    version: str
+    precision: Literal["fp32", "fp16", "bf16"]
+    batch: int
+    overrides: Mapping[str, Placement] = field(default_factory=dict)
