@@ -152,7 +152,7 @@ Placement = Literal["sparse-int8", "int8", "sparse-fp16", "int4-weight", "int8-w
 
 
 class BuildSection(Section):
-    """Which engines, and how: the same keys for every TensorRT; what a target cannot take is refused with the reason."""
+    """Which engines, and how: one set of keys for every TensorRT; what a target cannot take is refused, and why."""
 
     targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["a100"])
     backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"
