@@ -250,6 +250,25 @@ def recipe_from(raw: Mapping[str, Any], source: str) -> Recipe:
         ) from None
 
 
+def build_section(keys: Mapping[str, Any], sets: Iterable[str], source: str) -> BuildSection:
+    """Return a recipe's `build` on its own, for a model that belongs to no run.
+
+    Args:
+        keys: Keys of the section; the others have their defaults.
+        sets: `build.key=value`; the value is YAML.
+        source: Names the section in errors.
+
+    Raises:
+        RecipeError: If there is no such key, a value is out of range, or a setting is of another section.
+    """
+    raw = {"model": {"name": "none"}, "data": {"source": "none"}, "build": dict(keys)}  # what every recipe must have
+    for setting in sets:
+        if not setting.strip().startswith("build."):
+            raise RecipeError(f"--set {setting}: {source} belongs to no run.", "Only keys of `build` can be set.")
+        _apply(raw, setting)
+    return recipe_from(raw, source).build
+
+
 def _read(source: str | Path) -> str:
     shipped = shipped_recipes()
     if str(source) in shipped:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slope_compile.errors import RecipeError
-from slope_compile.recipe import Recipe, load_recipe, parse_pattern, shipped_recipes
+from slope_compile.recipe import BuildSection, Recipe, build_section, load_recipe, parse_pattern, shipped_recipes
 
 
 @pytest.fixture
@@ -103,3 +103,17 @@ def test_parse_pattern_accepts_only_n_of_m(text: str) -> None:
     except ValueError:
         return
     assert 1 <= n <= m <= 64
+
+
+def test_the_build_of_a_model_without_a_run() -> None:
+    section = build_section({"targets": ["l4"]}, ["build.batch.max=8", "build.dla=1", "build.precision=fp16"], "m.onnx")
+    assert (section.targets, section.batch.max, section.dla, section.precision) == (["l4"], 8, 1, "fp16")
+    assert build_section({}, (), "m.onnx") == BuildSection()
+    for setting, what in (
+        ("train.epochs=2", r"m\.onnx belongs to no run"),
+        ("build.precison=fp16", "Did you mean 'precision'"),
+        ("build.dla=-1", "'build.dla' is -1"),
+        ("build.dla", "not of the form"),
+    ):
+        with pytest.raises(RecipeError, match=what):
+            build_section({}, [setting], "m.onnx")

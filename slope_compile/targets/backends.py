@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from slope_compile.errors import BackendError, nearest
 from slope_compile.machine import version_of
 from slope_compile.targets.gpu import Gpu, find_gpu
-from slope_compile.targets.target import Target
+from slope_compile.targets.options import Options
+from slope_compile.targets.versions import has
 
 SM = tuple[int, int]
 
@@ -29,8 +32,8 @@ class Backend:
         conv_int4: Whether a convolution may read INT4 weights.
         gemm_int4_blocks: Block lengths of INT4 weights that a GEMM takes; None: any, per-channel steps included.
         cannot_import: ONNX types its parser refuses in an initializer.
-        strongly_typed_before: Major version from which networks are strongly typed without being asked; 0: always.
         timing_cache: Whether a build leaves one (TensorRT-RTX measures at run time: its cache calls do nothing).
+        refused: Keys of a recipe's `build` that do nothing with it, or fail: key -> why.
         rtx: Whether Polygraphy must be told that it is TensorRT-RTX.
     """
 
@@ -43,8 +46,8 @@ class Backend:
     conv_int4: bool
     gemm_int4_blocks: frozenset[int] | None
     cannot_import: frozenset[str]
-    strongly_typed_before: int
     timing_cache: bool
+    refused: Mapping[str, str]
     rtx: bool
 
     @property
@@ -61,19 +64,58 @@ class Backend:
         """Whether Python would find its module; nothing is imported."""
         return importlib.util.find_spec(self.module) is not None
 
+    def installed_version(self) -> str:
+        """Return the installed version; a Jetson's packages may leave no metadata, then the module itself is asked.
+
+        Raises:
+            BackendError: If its module does not import.
+        """
+        if version := version_of(self.package):
+            return version
+        try:
+            return str(importlib.import_module(self.module).__version__)
+        except (ImportError, OSError) as error:
+            raise BackendError(f"{self.title} is installed but does not import: {error}.", self.remedy) from None
+
     def network_arguments(self, version: str) -> dict[str, Any]:
         """Return the keyword arguments of Polygraphy's CreateNetwork for an installed version such as `10.3.0`."""
-        return {"strongly_typed": int(version.split(".")[0]) < self.strongly_typed_before}
+        return {"strongly_typed": has("asks_for_strong_typing", self.name, version)}
 
-    def config_arguments(self, sm: SM, sparse: bool) -> dict[str, Any]:
+    def config_arguments(self, trt: Any, sm: SM, sparse: bool, options: Options) -> dict[str, Any]:
         """Return the keyword arguments of Polygraphy's CreateConfig or CreateConfigRTX, but for the profiles.
 
         Precision is in the graph, never in a flag. TF32 is TensorRT's default and TensorRT-RTX's, and Polygraphy would
         turn it off for the first: one numeric contract for both.
+
+        Args:
+            trt: The backend's module.
+            sm: Compute capability to build for.
+            sparse: Whether sparse kernels may be chosen.
+            options: Settings of the builder.
         """
-        if self.rtx:
-            return {"sparse_weights": sparse, "compute_capabilities": [sm]}
-        return {"sparse_weights": sparse, "tf32": True}
+        arguments: dict[str, Any] = {
+            "sparse_weights": sparse,
+            "refittable": options.refit,
+            "strip_plan": options.strip,
+            "version_compatible": options.version_compatible,
+            "builder_optimization_level": options.optimization_level,
+            "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+        }
+        if options.workspace is not None:
+            arguments["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace}
+        if options.hardware_compatibility != "none":
+            level = options.hardware_compatibility.replace("-", "_").upper()
+            arguments["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
+        return arguments | ({"compute_capabilities": [sm]} if self.rtx else {"tf32": True})
+
+    def more_flags(self, options: Options) -> list[str]:
+        """Return builder flags, by name, that Polygraphy has no argument for.
+
+        Args:
+            options: Settings of the builder.
+        """
+        identical = ["REFIT_IDENTICAL"] if options.strip and not options.refit else []  # as trtexec --stripWeights does
+        return identical + (["GPU_FALLBACK"] if options.dla is not None else [])
 
 
 BACKENDS = {
@@ -89,8 +131,8 @@ BACKENDS = {
             conv_int4=False,
             gemm_int4_blocks=frozenset({64, 128}),
             cannot_import=frozenset({"INT2", "UINT2", "UINT4"}),
-            strongly_typed_before=11,
             timing_cache=True,
+            refused={},
             rtx=False,
         ),
         Backend(
@@ -103,8 +145,13 @@ BACKENDS = {
             conv_int4=True,
             gemm_int4_blocks=None,
             cannot_import=frozenset({"INT2", "UINT2", "UINT4"}),
-            strongly_typed_before=0,
             timing_cache=False,
+            # as tried with 1.7.1: bytes and settings of the engine with and without each key
+            refused={
+                "timing_cache": "it measures kernels where the engine runs, and its timing-cache calls do nothing",
+                "version_compatible": "its packages have no lean runtime",
+                "hardware_compatibility": "its engines fit every GPU of the SM they are built for anyway",
+            },
             rtx=True,
         ),
     )
@@ -134,38 +181,6 @@ def choose_backend(name: str, gpu: Gpu | None) -> Backend:
     if not BACKENDS[name].installed():
         raise BackendError(f"{BACKENDS[name].title} is not installed.", BACKENDS[name].remedy)
     return BACKENDS[name]
-
-
-def require_buildable(backend: Backend, target: Target, gpu: Gpu | None) -> None:
-    """Raise unless the backend can build for the target on this machine.
-
-    Raises:
-        BackendError: With the reason.
-    """
-    sm = f"SM {target.sm[0]}.{target.sm[1]}"
-    if backend.needs_gpu:
-        if gpu is None:
-            raise BackendError(
-                f"TensorRT measures kernels on the GPU it builds for, and there is none here; target {target}.",
-                f"Build on a machine with that GPU{_ahead_of_time_remedy(target)}.",
-            )
-        if gpu.sm != target.sm:
-            raise BackendError(
-                f"TensorRT builds only for the GPU of its machine, which is {gpu}, not {target}.",
-                f"Build on a machine with that GPU{_ahead_of_time_remedy(target)}.",
-            )
-    elif target.sm not in backend.ahead_of_time:
-        where = f"on the {target.devices} itself" if target.on_device else "on a machine with that GPU"
-        later = " Bundles that take an export to a Jetson come with a later release." if target.on_device else ""
-        raise BackendError(
-            f"{backend.title} has no code generator for {sm}, target {target}.",
-            f"Build with `build.backend: tensorrt` {where}.{later}",
-        )
-
-
-def _ahead_of_time_remedy(target: Target) -> str:
-    rtx = BACKENDS["tensorrt-rtx"]
-    return ", or with `build.backend: tensorrt-rtx`, which needs none" if target.sm in rtx.ahead_of_time else ""
 
 
 def backend_version(name: str) -> str:

@@ -5,16 +5,19 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
+from strict_trt import StrictModule, fixture
 
 from slope_compile.errors import BackendError
+from slope_compile.recipe import BatchRange, BuildSection
 from slope_compile.targets import backends
-from slope_compile.targets.backends import BACKENDS, backend_version, choose_backend, require_buildable
+from slope_compile.targets.backends import BACKENDS, backend_version, choose_backend
 from slope_compile.targets.gpu import Gpu
-from slope_compile.targets.target import find_target
+from slope_compile.targets.options import Options
 
-A100, RTX_4090 = Gpu("A100", (8, 0)), Gpu("RTX 4090", (8, 9))
+A100 = Gpu("A100", (8, 0))
 TENSORRT, RTX = BACKENDS["tensorrt"], BACKENDS["tensorrt-rtx"]
 
 
@@ -49,36 +52,48 @@ def test_misspelt() -> None:
         choose_backend("tensorrt_rtx", None)
 
 
-@pytest.mark.parametrize("target", ["a100", "rtx-turing", "rtx-ampere", "rtx-ada", "rtx-blackwell", "gb10"])
-def test_rtx_builds_ahead_of_time(target: str) -> None:
-    require_buildable(RTX, find_target(target), None)
-
-
-@pytest.mark.parametrize(("target", "sm"), [("orin", "8.7"), ("thor", "11.0")])
-def test_rtx_has_no_jetson(target: str, sm: str) -> None:
-    with pytest.raises(BackendError, match=f"no code generator for SM {sm}") as caught:
-        require_buildable(RTX, find_target(target), None)
-    assert "on the Jetson" in caught.value.remedy
-    assert "later release" in caught.value.remedy
-
-
-def test_tensorrt_builds_for_the_gpu_that_is_here() -> None:
-    require_buildable(TENSORRT, find_target("a100"), A100)
-    require_buildable(TENSORRT, find_target("orin"), Gpu("Orin", (8, 7)))
-    with pytest.raises(BackendError, match=r"which is RTX 4090 \(SM 8.9\), not a100 \(SM 8.0") as caught:
-        require_buildable(TENSORRT, find_target("a100"), RTX_4090)
-    assert "tensorrt-rtx" in caught.value.remedy
-    with pytest.raises(BackendError, match="there is none here") as caught:
-        require_buildable(TENSORRT, find_target("thor"), None)
-    assert "tensorrt-rtx" not in caught.value.remedy  # it has no SM 11.0 either
-
-
 def test_arguments() -> None:
-    assert TENSORRT.config_arguments((8, 0), True) == {"sparse_weights": True, "tf32": True}
-    assert RTX.config_arguments((8, 6), False) == {"sparse_weights": False, "compute_capabilities": [(8, 6)]}
+    trt = StrictModule(fixture("tensorrt-10.3.0"))
+    everything = Options(
+        workspace=1 << 20, optimization_level=1, version_compatible=True, hardware_compatibility="ampere-plus",
+        refit=True, strip=True, dla=0,
+    )  # fmt: skip
+    plain = {
+        "refittable": False, "strip_plan": False, "version_compatible": False, "builder_optimization_level": None,
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+    }  # fmt: skip
+    assert TENSORRT.config_arguments(trt, (8, 0), True, Options()) == plain | {"sparse_weights": True, "tf32": True}
+    assert RTX.config_arguments(trt, (8, 6), False, Options()) == plain | {
+        "sparse_weights": False,
+        "compute_capabilities": [(8, 6)],
+    }
+    assert TENSORRT.config_arguments(trt, (8, 0), False, everything) == {
+        "sparse_weights": False, "tf32": True, "refittable": True, "strip_plan": True, "version_compatible": True,
+        "builder_optimization_level": 1, "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+        "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: 1 << 20},
+        "hardware_compatibility_level": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+    }  # fmt: skip
+    assert TENSORRT.more_flags(everything) == ["GPU_FALLBACK"]
+    assert TENSORRT.more_flags(Options(strip=True)) == ["REFIT_IDENTICAL"]
     for version, flag in (("10.3.0", True), ("10.16.1.11", True), ("11.0.0", False), ("11.4.0.106", False)):
         assert TENSORRT.network_arguments(version) == {"strongly_typed": flag}
     assert RTX.network_arguments("1.7.1.116") == {"strongly_typed": False}
+
+
+def test_options_of_a_recipe() -> None:
+    section = BuildSection(workspace_gib=0.5, optimization_level=2, refit=True, dla=1, batch=BatchRange(max=2))
+    assert Options.of(section) == Options(workspace=2**29, optimization_level=2, refit=True, dla=1)
+
+
+def test_installed_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RTX.installed_version().startswith("1.")
+    module = types.ModuleType("tensorrt")
+    module.__version__ = "10.3.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", module)  # a Jetson's packages may leave no metadata
+    assert TENSORRT.installed_version() == "10.3.0"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match="does not import"):
+        TENSORRT.installed_version()
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -96,7 +111,9 @@ names = [name for kind in (CreateConfig, _CreateConfigCommon) for name in inspec
 print(json.dumps([names, list(inspect.signature(CreateNetwork.__init__).parameters)]))
 """
     config, network = json.loads(run_python(code).stdout)
-    assert {*TENSORRT.config_arguments((8, 0), True), "profiles"} <= set(config)
+    trt = StrictModule(fixture("tensorrt-10.3.0"))
+    arguments = TENSORRT.config_arguments(trt, (8, 0), True, Options(workspace=1, hardware_compatibility="ampere-plus"))
+    assert {*arguments, "profiles"} <= set(config)
     assert set(TENSORRT.network_arguments("10.3")) <= set(network)
 
 
