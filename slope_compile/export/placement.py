@@ -1,4 +1,7 @@
-"""Which container and which scales each coded weight gets in the ONNX file, and why (the table of the design page)."""
+"""How each coded weight is stored in the exported file, which serves every target, and why.
+
+A build then gives each weight the placement of its target (`slope_compile/placement`); values stay bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slope_compile.compression.codes import REDUCTION_AXIS, CodedTensor, group_nonzeros
+from slope_compile.compression.codes import REDUCTION_AXIS, CodedTensor
+from slope_compile.qdq.matrices import BLOCKS, GEMM
+from slope_compile.qdq.pattern import fits_sparse_cores
 
-BLOCKS = (128, 64)  # TensorRT's INT4 block sizes, the cheaper one first (quantized types, "supported block sizes")
 INT2_OPSET = 25  # DequantizeLinear takes INT2 since then
-GEMM = ("MatMul", "Gemm")
-SPARSE_N, SPARSE_M = 2, 4  # the pattern of NVIDIA's sparse tensor cores
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def place(tensor: CodedTensor, op: str, opset: int, reads_int8: bool = False) ->
     if reads_int8:
         # TensorRT multiplies INT8 with INT8 only: beside a quantized activation it takes no INT4 convolution.
         rides = f"the activation is INT8, so the {tensor.bits}-bit codes ride unchanged in INT8"
-        if _is_sparse(tensor):
+        if fits_sparse_cores(np.asarray(tensor.codes), REDUCTION_AXIS):
             return Placement("sparse-int8", f"{rides}; at most 2 of every 4 are not zero", "INT8")
         return Placement("int8", rides, "INT8")
     if tensor.bits > 4:
@@ -65,11 +67,3 @@ def place(tensor: CodedTensor, op: str, opset: int, reads_int8: bool = False) ->
         return Placement("int4-storage", reason, container)
     reason = f"TensorRT fuses INT4 into the matrix product; the channel's scale is repeated per block of {block_size}"
     return Placement("int4-weight", reason, container, block_size)
-
-
-def _is_sparse(tensor: CodedTensor) -> bool:
-    """Return whether codes fit sparse tensor cores: counted, so that 1:4 and 2:8 fit too, and all zeros do not."""
-    codes = np.asarray(tensor.codes)
-    if codes.shape[REDUCTION_AXIS] % SPARSE_M or not codes.any():
-        return False
-    return bool(group_nonzeros(codes, SPARSE_M, REDUCTION_AXIS).max() <= SPARSE_N)

@@ -22,6 +22,7 @@ class Situation:
         precision: Type of the activations that are not quantized.
         batch: The opt shape's batch.
         overrides: Layer-name pattern -> placement, from the recipe; the last pattern that fits a layer wins.
+        precision_reason: Why the precision is that one.
     """
 
     target: Target
@@ -30,3 +31,4 @@ class Situation:
     precision: Literal["fp32", "fp16", "bf16"]
     batch: int
     overrides: Mapping[str, Placement] = field(default_factory=dict)
+    precision_reason: str = ""

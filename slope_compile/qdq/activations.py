@@ -16,6 +16,9 @@ from slope_compile.qdq.tensors import REMEDY, dtype_name, load_model, to_numpy
 RANGES = {"INT8": (-128, 127), "UINT8": (0, 255)}
 _MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")  # values stay what they are
 _MULTIPLIES = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+NONNEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")  # what these make is not below 0
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
+NESTED_CONCATS = 2  # one inside the other, looked into for the sign of what they make
 _FOLLOWED = 16  # nodes that only move values, one behind the other
 
 
@@ -71,14 +74,12 @@ def quantized_layers(source: Path | onnx.ModelProto) -> frozenset[str]:
     found = set()
     for scope in scopes(model):
         for node in scope.nodes:
-            if any(is_standard(node, op) for op in _MULTIPLIES) and any(
-                _is_quantized(scope, x) for x in node.input[:2]
-            ):
+            if any(is_standard(node, op) for op in _MULTIPLIES) and any(is_quantized(scope, x) for x in node.input[:2]):
                 found.add(str(node.name))
     return frozenset(found)
 
 
-def _is_quantized(scope: Scope, name: str) -> bool:
+def is_quantized(scope: Scope, name: str) -> bool:
     """Return whether a value is dequantized from what a QuantizeLinear made as the graph runs."""
     for _ in range(_FOLLOWED):
         scope, name, source = scope.find(name)
@@ -137,7 +138,7 @@ def _clipped(
         scope, name, source = scope.find(name)
         if not isinstance(source, NodeProto) or not source.input:
             return low, high
-        if is_standard(source, "Relu") or is_standard(source, "Sigmoid"):
+        if any(is_standard(source, op) for op in NONNEGATIVE):
             return max(low, 0), high
         if is_standard(source, "Clip"):
             ends = [_number(scope, source, index, folder) for index in (1, 2)]
@@ -145,7 +146,23 @@ def _clipped(
                 lowest = limits[0] if ends[0][0] is None else round(float(np.float32(ends[0][1]) / scale))
                 highest = limits[1] if ends[1][0] is None else round(float(np.float32(ends[1][1]) / scale))
             return max(low, lowest), min(high, highest)
-        if not any(is_standard(source, op) for op in (*_MOVES, "MaxPool", "AveragePool", "GlobalAveragePool")):
-            break
+        if not any(is_standard(source, op) for op in (*_MOVES, *_POOLS)):
+            return (max(low, 0) if _is_nonnegative(scope, name, NESTED_CONCATS) else low), high
         name = source.input[0]
     return low, high
+
+
+def _is_nonnegative(scope: Scope, name: str, concats: int) -> bool:
+    """Return whether a value comes from Relus or their like, through nothing that could make it negative."""
+    for _ in range(_FOLLOWED):
+        scope, name, source = scope.find(name)
+        if not isinstance(source, NodeProto) or not source.input:
+            return False
+        if any(is_standard(source, op) for op in NONNEGATIVE):
+            return True
+        if is_standard(source, "Concat") and concats:
+            return all(_is_nonnegative(scope, one, concats - 1) for one in source.input)
+        if not any(is_standard(source, op) for op in (*_MOVES, *_POOLS, "QuantizeLinear", "DequantizeLinear")):
+            return False
+        name = source.input[0]
+    return False

@@ -47,8 +47,8 @@ def coded_weights(source: Path | onnx.ModelProto) -> list[CodedWeight]:
     different: dict[tuple[Any, ...], CodedWeight] = {}
     for scope in scopes(model):
         for node in scope.nodes:
-            for index in _weight_inputs(node):
-                path, name, tensor = _trace(scope, node.input[index])
+            for index in weight_inputs(node):
+                path, name, tensor = trace_constant(scope, node.input[index])
                 if tensor is None:
                     continue
                 key = (id(tensor), tuple(id(step) for _, step in path), node.op_type, index, *_transposed(scope, node))
@@ -60,13 +60,31 @@ def coded_weights(source: Path | onnx.ModelProto) -> list[CodedWeight]:
     return list(different.values())
 
 
+def weight_of(scope: Scope, node: NodeProto, folder: Path | None) -> CodedWeight | None:
+    """Return the constant that one Conv, ConvTranspose, MatMul or Gemm multiplies with; None where it is computed.
+
+    Args:
+        scope: Where the node stands.
+        node: The operator.
+        folder: Where external data may lie.
+
+    Raises:
+        ArtifactError: As `coded_weights`.
+    """
+    for index in weight_inputs(node):
+        path, name, tensor = trace_constant(scope, node.input[index])
+        if tensor is not None:
+            return _weight(scope, node, index, path, name, tensor, folder)
+    return None
+
+
 def _meaning(weight: CodedWeight, path: _Path) -> tuple[Any, ...]:
     """Return what tells two uses of one tensor apart: each user of a tied layer may have a Transpose of its own."""
     dequantized = tuple(id(step) for _, step in path if step.op_type not in ("Transpose", "Reshape", "Identity"))
     return dequantized, weight.op, weight.steps, weight.consumed_axis
 
 
-def _weight_inputs(node: NodeProto) -> tuple[int, ...]:
+def weight_inputs(node: NodeProto) -> tuple[int, ...]:
     """Return the inputs that may hold the weight, likeliest first."""
     if is_standard(node, "Conv") or is_standard(node, "ConvTranspose"):
         inputs: tuple[int, ...] = (1,)
@@ -82,7 +100,7 @@ def _transposed(scope: Scope, node: NodeProto) -> tuple[bool, bool]:
     return bool(scope.integer(node, "transA", 0)), bool(scope.integer(node, "transB", 0))
 
 
-def _trace(scope: Scope, name: str) -> tuple[_Path, str, TensorProto | None]:
+def trace_constant(scope: Scope, name: str) -> tuple[_Path, str, TensorProto | None]:
     """Walk from a consumer's input back to a constant; None where the walk ends in anything else."""
     path: _Path = []
     seen: set[int] = set()

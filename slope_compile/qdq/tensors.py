@@ -96,6 +96,8 @@ def _plain(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 def _external(tensor: TensorProto, folder: Path | None, expected: int, name: str) -> bytes:
     """Read a tensor's external bytes; the file must be a plain one inside `folder`, reached through no link."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not all(isinstance(value, str) for value in entries.values()):  # protobuf hands out bytes where it is no UTF-8
+        raise ArtifactError(f"Tensor '{name}' names its external data in no text: {entries}.", REMEDY)
     location = entries.get("location", "")
     if folder is None:
         raise ArtifactError(f"Tensor '{name}' lies in another file ('{location}') and no folder was given.", REMEDY)

@@ -5,32 +5,27 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
+from placement_models import run_proto
 from qdq_graphs import coded, node
 
-from slope_compile.placement.passes.containers import WidenCodes
+from slope_compile.placement.passes.containers import SetContainers
 from slope_compile.qdq.reader import coded_weights
 
 RNG = np.random.default_rng(5)
 
 
-def run(source: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(source.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"x": x})[0])
-
-
-def widen(source: onnx.ModelProto, **containers: str) -> onnx.ModelProto:
+def store(source: onnx.ModelProto, **containers: str) -> onnx.ModelProto:
     graph = ir.from_proto(source)
-    WidenCodes(containers)(graph)
-    widened = ir.to_proto(graph)
-    onnx.checker.check_model(widened, full_check=True)
-    return widened
+    SetContainers(containers)(graph)
+    stored = ir.to_proto(graph)
+    onnx.checker.check_model(stored, full_check=True)
+    return stored
 
 
-@pytest.mark.parametrize(("narrow", "wide"), [("INT2", "INT4"), ("INT2", "INT8"), ("INT4", "INT8")])
+@pytest.mark.parametrize(
+    ("before", "after"), [("INT2", "INT4"), ("INT2", "INT8"), ("INT4", "INT8"), ("INT8", "INT4"), ("UINT4", "INT8")]
+)
 @pytest.mark.parametrize(
     ("op", "dims", "attributes"),
     [
@@ -41,53 +36,43 @@ def widen(source: onnx.ModelProto, **containers: str) -> onnx.ModelProto:
         ("Conv", (6, 4, 1, 1), {"zero_point": np.zeros(6)}),
     ],
 )
-def test_the_output_stays_bit_for_bit(narrow: str, wide: str, op: str, dims: tuple, attributes: dict) -> None:
-    bits = int(narrow[3])
-    codes = RNG.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), dims)
+def test_the_output_stays_bit_for_bit(before: str, after: str, op: str, dims: tuple[int, ...], attributes: Any) -> None:
+    bits = 2 if before == "INT2" else 4
+    codes = RNG.integers(0 if before == "UINT4" else -(2 ** (bits - 1)), 2 ** (bits - 1), dims)
     scale: Any = RNG.uniform(0.1, 1, dims[attributes.get("axis", 0)]).astype(np.float32)
     if "block_size" in attributes:
         scale = np.repeat(RNG.uniform(0.1, 1, (dims[0], 1)).astype(np.float32), 2, axis=1)
-    source = coded(codes, scale, narrow, op, **attributes)
+    source = coded(codes, scale, before, op, **attributes)
     x = RNG.standard_normal((2, dims[0] if op == "MatMul" else dims[1], 8, 8)[: len(dims)]).astype(np.float32)
-    widened = widen(source, w=wide)
-    (weight,) = coded_weights(widened)
-    assert weight.dtype == wide
+    stored = store(source, w=after)
+    (weight,) = coded_weights(stored)
+    assert weight.dtype == after
     assert np.array_equal(weight.codes, codes)
-    assert np.array_equal(run(source, x), run(widened, x))
-    # TensorRT takes block scales with INT4 only.
-    assert weight.block_size == (32 if "block_size" in attributes and wide == "INT4" else 0)
-
-
-def test_blocks_with_their_own_scales_stay() -> None:
-    scale = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
-    source = coded(RNG.integers(-8, 8, (4, 64)), scale, op="Gemm", transB=1, axis=1, block_size=32)
-    (weight,) = coded_weights(widen(source, w="INT8"))
-    assert (weight.block_size, weight.scale.tolist()) == (32, scale.tolist())
-
-
-def test_blocks_along_the_first_axis() -> None:
-    scale = np.repeat(np.arange(1, 5, dtype=np.float32)[None], 2, axis=0)
-    source = coded(RNG.integers(-8, 8, (64, 4)), scale, op="MatMul", axis=0, block_size=32)
-    (weight,) = coded_weights(widen(source, w="INT8"))
-    assert (weight.axis, weight.scale.tolist()) == (1, [1, 2, 3, 4])
+    assert np.array_equal(run_proto(source, x), run_proto(stored, x))
 
 
 @pytest.mark.parametrize(
-    ("containers", "message"),
+    ("dtype", "containers", "message"),
     [
-        ({"v": "INT8"}, "no initializer 'v.codes'"),
-        ({"w": "INT2"}, "INT4 codes of 'w' cannot be widened to INT2"),
-        ({"w": "INT4"}, "INT4 codes of 'w' cannot be widened to INT4"),
-        ({"w": "FLOAT"}, "cannot be widened to FLOAT"),
+        ("INT4", {"v": "INT8"}, "no initializer 'v.codes'"),
+        ("INT8", {"w": "INT4"}, r"codes of 'w' span \[-9, 8\], which INT4 cannot hold"),
+        ("UINT8", {"w": "INT8"}, r"span \[0, 200\], which INT8 cannot hold"),
+        ("INT4", {"w": "INT2"}, "INT4 codes of 'w' cannot be stored as INT2"),
+        ("INT4", {"w": "FLOAT"}, "cannot be stored as FLOAT"),
+        ("FLOAT", {"w": "INT8"}, "FLOAT codes of 'w' cannot be stored as INT8"),
     ],
 )
-def test_what_cannot_be_widened_is_refused(containers: dict[str, str], message: str) -> None:
+def test_what_cannot_be_stored_so_is_refused(dtype: str, containers: dict[str, str], message: str) -> None:
+    codes = {"INT4": [[-8, 7]], "INT8": [[-9, 8]], "UINT8": [[0, 200]], "FLOAT": [[1, 2]]}[dtype]
+    source = coded(np.array(codes), 1.0, "INT8" if dtype == "FLOAT" else dtype, op="MatMul")
+    if dtype == "FLOAT":
+        source.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((1, 2), np.float32), "w.codes"))
     with pytest.raises(ir.passes.PreconditionError, match=message):
-        widen(coded(np.ones((4, 4)), 1.0, op="MatMul"), **containers)
+        store(source, **containers)
 
 
 def test_codes_that_something_else_uses_are_refused() -> None:
     source = coded(np.ones((4, 4)), 1.0, op="MatMul")
     source.graph.node.append(node("Cast", ["w.codes"], "z", to=1))
     with pytest.raises(ir.passes.PreconditionError, match="'w' are used by Cast"):
-        widen(source, w="INT8")
+        store(source, w="INT8")
