@@ -21,6 +21,7 @@ from torch import fx, nn
 Place = tuple[str, fx.Node]  # the scope (a module's name) and the node in its graph
 
 _ADDS = (operator.add, operator.iadd, torch.add)
+_CONCATS = (torch.cat, torch.concat, torch.concatenate)
 _TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _TRANSPARENT_NAMES = ("DropPath", "StochasticDepth")  # timm's and torchvision's: the identity, but for training
 _LEAVES = (nn.modules.batchnorm._NormBase, nn.MultiheadAttention)
@@ -49,6 +50,14 @@ class Add:
     operands: tuple[Place, Place]
 
 
+@dataclass(frozen=True)
+class Concat:
+    """Tensors put one behind the other; what is made and what it is made of are given as their places."""
+
+    made: Place
+    operands: tuple[Place, ...]
+
+
 class Dataflow:
     """The tensors of a model that its modules hand to one another.
 
@@ -58,6 +67,7 @@ class Dataflow:
     Attributes:
         calls: Every call of a module that was seen.
         adds: Every sum of two tensors that was seen.
+        concats: Every concatenation of a list of tensors that was seen.
         opaque: Module whose forward cannot be traced -> why.
     """
 
@@ -76,6 +86,12 @@ class Dataflow:
             for scope, graph in self._graphs.items()
             for node in graph.nodes
             if _is_add(node)
+        ]
+        self.concats = [
+            Concat(self.resolve((scope, node)), tuple(self.resolve((scope, one)) for one in node.args[0]))
+            for scope, graph in self._graphs.items()
+            for node in graph.nodes
+            if _is_concat(node)
         ]
         self._at = {(call.scope, call.node): call for call in self.calls}
         self._readers: dict[Place, list[Place]] = {}
@@ -122,6 +138,12 @@ class Dataflow:
             return None
         name = _join(scope, str(node.target))
         return name if self.count[name] == 1 else None
+
+    def returned_by(self, place: Place) -> str | None:
+        """Return the name of the module, called once, whose own forward makes a tensor and returns it; else None."""
+        scope, node = place
+        alone = bool(scope) and self.count[scope] == 1 and not isinstance(self.modules[scope], nn.Sequential)
+        return scope if alone and _returned(self._graphs[scope]) is node else None
 
     def is_result(self, place: Place) -> bool:
         """Return whether the model itself returns this tensor."""
@@ -204,6 +226,12 @@ def _is_add(node: fx.Node) -> bool:
     named = node.op == "call_method" and node.target in ("add", "add_")
     summed = node.op == "call_function" and node.target in _ADDS
     return (named or summed) and len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args)
+
+
+def _is_concat(node: fx.Node) -> bool:
+    listed = node.op == "call_function" and node.target in _CONCATS and len(node.args) > 0
+    first = node.args[0] if listed else None
+    return isinstance(first, list | tuple) and all(isinstance(one, fx.Node) for one in first)
 
 
 def _is_transparent(module: nn.Module) -> bool:

@@ -4,17 +4,22 @@
 |---|---|---|
 | input of a compressed layer | the layer's activation bits | `LAYER.input_quantizer`, one for all readers of a tensor |
 | residual input of an Add behind a convolution | 8 | input of the block, or output of what makes the shortcut |
-| input of an average pool that nothing else reads | 8 | `POOL.input_quantizer` |
+| input of an average pool that nothing reads in float | 8 | `POOL.input_quantizer`, or that of the layers beside it |
 | what a compressed layer returns, on request | 8 | output of the layer, or of the norm or activation behind it |
+| operands of a concatenation with such an output | 8 | outputs of what makes them, one quantizer for all |
 
-A tensor that no layer multiplies with gains nothing from fewer than 8 bits: TensorRT keeps it in INT8 all the same.
+What is quantized further down all the same is not quantized twice: a max pool, a concatenation and what only moves
+values commute with it. A tensor that no layer multiplies with gains nothing from fewer than 8 bits: TensorRT keeps it
+in INT8 all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from slope_compile.compression.activations import INPUT, OUTPUT, ActivationQuantizer, attach
@@ -23,6 +28,20 @@ from slope_compile.compression.policy import LayerPlan
 
 STORED_BITS = 8  # of tensors that are kept or added, not multiplied
 _POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+_MOVES_MODULES = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.Flatten, nn.Unflatten,
+)  # fmt: skip
+_MOVES = (  # functions, and methods by name
+    torch.cat, torch.concat, torch.concatenate, torch.flatten, torch.permute, torch.transpose, F.max_pool1d,
+    F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, "flatten", "reshape", "view",
+    "permute", "transpose", "contiguous",
+)  # fmt: skip
+_RELUS = (F.relu, F.relu6, F.leaky_relu, torch.relu, "relu", "relu_")
+_FUNCTIONS = (  # activations
+    *_RELUS, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.hardtanh, F.hardsigmoid, F.sigmoid, F.tanh, torch.sigmoid,
+    torch.tanh, torch.clamp, "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_",
+)  # fmt: skip
 _FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")  # torchvision's and timm's
 _ACTIVATIONS = frozenset({  # by name: timm has classes of its own
     "ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "GELUTanh", "QuickGELU", "SiLU", "Swish", "Mish",
@@ -35,7 +54,7 @@ class Site:
     """One tensor that is quantized, or stays in float though a rule speaks of it.
 
     Attributes:
-        modules: The modules that hold its quantizer; several where they read one tensor.
+        modules: The modules that hold its quantizer; several where they read one tensor, or make what is concatenated.
         side: `input_quantizer` or `output_quantizer`.
         bits: 2 to 8; None: left in float.
         reason: Why.
@@ -64,9 +83,10 @@ def find_sites(model: nn.Module, rows: list[LayerPlan], outputs: bool) -> tuple[
     finder = _Finder(Dataflow(model), wanted)
     finder.residuals()
     finder.layers()
+    finder.pools()
     if outputs:
         finder.outputs()
-    finder.pools()
+    finder.float_pools()
     finder.unknown()
     fed = {name: site for site in finder.sites if site.side == INPUT for name in site.modules} | finder.fed
     found = [_with_site(row, fed.get(row.name)) if row.name in wanted else row for row in rows]
@@ -115,7 +135,7 @@ class _Finder:
 
     def layers(self) -> None:
         """Quantize the input of each layer that wants it; layers that want one tensor alike share a quantizer."""
-        groups: dict[tuple[object, int], list[str]] = {}
+        groups: dict[tuple[Place | str, int], list[str]] = {}
         for name, bits in self.wanted.items():
             call = self.flow.only_call(name)
             place = self.flow.argument(call) if call else None
@@ -124,31 +144,50 @@ class _Finder:
             if not self.flow.may_call(name):
                 self.sites.append(Site((name,), INPUT, None, "left in float: the model never calls it as a module"))
                 continue
-            groups.setdefault((place or name, bits), []).append(name)
-        for (_, bits), names in groups.items():
+            # A max pool takes some of the values: the same step quantizes it.
+            groups.setdefault((self._before_pool(place) if place else name, bits), []).append(name)
+        for (tensor, bits), names in groups.items():
             reason = (
                 "input of a compressed layer" if len(names) == 1 else f"one input of {len(names)} compressed layers"
             )
-            self.sites.append(Site(tuple(names), INPUT, bits, reason))
+            pools: list[str] = []
+            if isinstance(tensor, tuple) and bits == STORED_BITS and (pools := self._pools_beside(tensor, names)):
+                self._quantized[tensor] = bits
+                reason += " and of an average pool"
+            self.sites.append(Site((*names, *pools), INPUT, bits, reason))
+
+    def _pools_beside(self, place: Place, names: list[str]) -> list[str]:
+        """Return the average pools that read a tensor, where nothing but these layers reads it besides."""
+        calls = [self.flow.call_at(reader) for reader in self.flow.readers(place)]
+        others = [call.module for call in calls if call is not None and call.module not in names]
+        if None in calls or not all(isinstance(self.flow.modules[name], _POOLS) for name in others):
+            return []
+        return [name for name in others if self.flow.only_call(name)] if len(set(others)) == len(others) else []
 
     def pools(self) -> None:
         """Quantize what average pools read, where nothing else reads it."""
-        for name, module in self.flow.modules.items():
-            if not isinstance(module, _POOLS):
-                continue
-            call = self.flow.only_call(name)
-            place = self.flow.argument(call) if call else None
-            if place is None or place in self._quantized or place[1].op == "placeholder":
-                continue
-            if len(self.flow.readers(place)) > 1:
-                why = "input of an average pool; left in float: others read the same tensor in float"
-                self.sites.append(Site((name,), INPUT, None, why))
-            else:
+        for name, place in self._pool_inputs():
+            if len(self.flow.readers(place)) == 1:
                 self._add(Site((name,), INPUT, STORED_BITS, "input of an average pool"), place)
+
+    def float_pools(self) -> None:
+        """Say which average pools are left."""
+        for name, _ in self._pool_inputs():
+            why = "input of an average pool; left in float: others read the same tensor in float"
+            self.sites.append(Site((name,), INPUT, None, why))
+
+    def _pool_inputs(self) -> Iterator[tuple[str, Place]]:
+        """Yield the average pools that read a float, and what they read."""
+        for name, module in self.flow.modules.items():
+            call = self.flow.only_call(name) if isinstance(module, _POOLS) else None
+            place = self.flow.argument(call) if call else None
+            if place is not None and place not in self._quantized and place[1].op != "placeholder":
+                yield name, place
 
     def outputs(self) -> None:
         """Quantize what layers return, behind the norm and the activation that fuse with them."""
         added = {place for add in self.flow.adds for place in add.operands if self._straight_from_conv(place)}
+        found: dict[Place, Site] = {}
         for name in self.wanted:
             call = self.flow.only_call(name)
             if call is None:
@@ -161,11 +200,52 @@ class _Finder:
                 continue  # INT8 already, or an operand of an Add that the convolution does itself, or the answer
             where = "" if last == name else f" of '{name}', behind what fuses with it"
             reason = f"output of a compressed layer{where}"
-            if self.flow.only_call(last):
-                self._add(Site((last,), OUTPUT, STORED_BITS, reason), place)
+            if last is None:
+                why = f"{reason}; left in float: a function fuses with it, and no module returns just that"
+                self.sites.append(Site((name,), OUTPUT, None, why))
+            elif self.flow.only_call(last):
+                found[place] = Site((last,), OUTPUT, STORED_BITS, reason)
             else:
                 why = f"{reason}; left in float: '{last}' is called more than once"
                 self.sites.append(Site((name,), OUTPUT, None, why))
+        self._concatenated(found)
+        for place, site in found.items():
+            self._add(site, place)
+
+    def _concatenated(self, found: dict[Place, Site]) -> None:
+        """Give all operands of a concatenation one quantizer, or none: those sites are taken out of `found`."""
+        groups: list[set[Place]] = []
+        for concat in self.flow.concats:
+            joined = {self._before_pool(place) for place in (concat.made, *concat.operands)}
+            for group in [group for group in groups if group & joined]:
+                groups.remove(group)
+                joined |= group
+            groups.append(joined)
+        made = {concat.made for concat in self.flow.concats}  # of which others are made
+        for group in (group - made for group in groups):
+            sites = [found.pop(place) for place in list(found) if place in group]
+            if not sites:
+                continue
+            makers = {place: self.flow.maker(place) for place in group}
+            holders = [site.modules[0] for site in sites]
+            holders += [maker for maker in makers.values() if maker is not None and maker not in holders]
+            if any(place in self._quantized for place in group) or len(holders) < len(group):
+                for site in sites:
+                    why = f"{site.reason}; left in float: what it is concatenated with cannot share its step"
+                    self.sites.append(Site(site.modules, OUTPUT, None, why))
+                continue
+            self.sites.append(Site(tuple(holders), OUTPUT, STORED_BITS, f"{len(holders)} operands of a concatenation"))
+            self._quantized |= dict.fromkeys(group, STORED_BITS)
+
+    def _before_pool(self, place: Place) -> Place:
+        """Return the tensor of which a max pool takes some values, or the tensor itself."""
+        call = self.flow.call_at(place)
+        while call is not None and isinstance(self.flow.modules[call.module], _MOVES_MODULES):
+            before = self.flow.argument(call)
+            if before is None:
+                break
+            place, call = before, self.flow.call_at(before)
+        return place
 
     def unknown(self) -> None:
         """Say what could not be looked into."""
@@ -208,22 +288,42 @@ class _Finder:
             maker = None if before is None else self.flow.maker(before)
         return maker in self.wanted and not isinstance(self.flow.modules[maker], nn.Linear)
 
-    def _fused(self, call: Call) -> tuple[str, Place]:
-        """Return the last module that fuses with a layer (its norm, its activation), and what that one returns."""
+    def _fused(self, call: Call) -> tuple[str | None, Place]:
+        """Return the module that returns what a layer makes, behind all that fuses with it, and that tensor.
+
+        Norm and activation fuse; behind an activation that is a function, the module around it may return the tensor.
+        """
         name, place = call.module, self.flow.output(call)
         for fuses in (_is_norm, _is_activation):
             readers = self.flow.readers(place)
             after = self.flow.call_at(readers[0]) if len(readers) == 1 else None
             if after is not None and fuses(self.flow.modules[after.module]):
                 name, place = after.module, self.flow.output(after)
+        readers = self.flow.readers(place)
+        if len(readers) == 1 and readers[0][1].target in _FUNCTIONS:
+            behind = self.flow.resolve(readers[0])
+            holder = self.flow.returned_by(behind)
+            if holder is not None or readers[0][1].target in _RELUS:  # no Q/DQ stands between Conv and Relu
+                return holder, behind
         return name, place
 
     def _read_as_int8(self, place: Place) -> bool:
-        """Return whether every reader of a tensor quantizes it first."""
+        """Return whether every reader of a tensor quantizes it first, also behind what commutes with that."""
         readers = self.flow.readers(place)
         holders = {name for site in self.sites if site.side == INPUT and site.bits is not None for name in site.modules}
-        calls = [self.flow.call_at(reader) for reader in readers]
-        return bool(calls) and all(call is not None and call.module in holders for call in calls)
+        return place in self._quantized or (
+            bool(readers) and all(self._quantizes(reader, holders) for reader in readers)
+        )
+
+    def _quantizes(self, reader: Place, holders: set[str]) -> bool:
+        call = self.flow.call_at(reader)
+        if call is not None and call.module in holders:
+            return True
+        moves = (
+            reader[1].target in _MOVES if call is None else isinstance(self.flow.modules[call.module], _MOVES_MODULES)
+        )
+        made = self.flow.resolve(reader) if call is None else self.flow.output(call)
+        return moves and self._read_as_int8(made)
 
 
 def _with_site(row: LayerPlan, site: Site | None) -> LayerPlan:

@@ -200,3 +200,93 @@ def test_float_activations_attach_nothing() -> None:
 def test_outputs_without_inputs_are_refused() -> None:
     with pytest.raises(RecipeError, match="quantize_outputs is set and activation_bits is not"):
         compress(resnet(), quantize_outputs=True)
+
+
+class Fire(nn.Module):
+    """One tensor through three branches, one of them behind a max pool; their activations are functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.c = nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.pool, self.average, self.fc = nn.MaxPool2d(3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.cat([torch.relu(self.a(x)), self.b(x).relu(), torch.relu(self.c(self.pool(x)))], 1)
+        return self.fc(torch.flatten(self.average(x), 1))
+
+
+class Branch(nn.Module):
+    def __init__(self, inside: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(inside, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(self.bn(self.conv(x)))
+
+
+class Joined(nn.Module):
+    """Two branches and, where asked for, the input itself, read by a norm: in float."""
+
+    def __init__(self, bare: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.bare = Branch(3), Branch(3), bare
+        self.norm, self.last = nn.BatchNorm2d(19 if bare else 16), nn.Conv2d(19 if bare else 16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(torch.cat([self.a(x), self.b(x), x] if self.bare else [self.a(x), self.b(x)], 1)))
+
+
+def test_a_max_pool_shares_the_step_of_what_it_reads_and_nothing_is_quantized_twice() -> None:
+    model = Fire()
+    report = compress(model, activation_bits=8, quantize_outputs=True, first_last_bits=8)
+    assert quantized(report) == {"stem input": 8, "a+b+c input": 8, "average input": 8, "fc input": 8}
+    runs(model, torch.randn(2, 3, 8, 8))
+
+
+def test_an_average_pool_shares_the_quantizer_of_the_layers_beside_it() -> None:
+    class Down(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool, self.one = nn.Conv2d(8, 8, 3, 2, 1), nn.AvgPool2d(2), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * self.one(self.pool(x))
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Down(), nn.Conv2d(8, 2, 1))
+    report = compress(model, activation_bits=8)
+    assert quantized(report) == {"0 input": 8, "1.conv+1.pool input": 8, "1.one input": 8, "2 input": 8}
+    assert left(report) == []
+    narrow = compress(nn.Sequential(nn.Conv2d(3, 8, 1), Down(), nn.Conv2d(8, 2, 1)), activation_bits=4)
+    assert [site.modules for site in left(narrow)] == [("1.pool",)]
+    runs(model, torch.randn(2, 3, 8, 8))
+
+
+def test_operands_of_a_concatenation_share_a_quantizer_behind_their_activations() -> None:
+    model = Joined(bare=False)
+    report = compress(model, activation_bits=8, quantize_outputs=True)
+    assert quantized(report) == {"a.conv+b.conv input": 8, "last input": 8, "a+b output": 8}
+    assert model.a.output_quantizer is model.b.output_quantizer
+    runs(model, torch.randn(2, 3, 8, 8))
+
+
+def test_a_concatenation_with_a_float_stays_float() -> None:
+    report = compress(Joined(bare=True), activation_bits=8, quantize_outputs=True)
+    assert quantized(report) == {"a.conv+b.conv input": 8, "last input": 8}
+    assert {site.modules for site in left(report)} == {("a",), ("b",)}
+    assert all("cannot share its step" in site.reason for site in left(report))
+
+
+def test_no_quantizer_stands_between_a_convolution_and_a_relu_that_is_a_function() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.conv(x)) * 2)
+
+    report = compress(Summed(), activation_bits=8, quantize_outputs=True)
+    assert quantized(report) == {"conv input": 8, "last input": 8}
+    (site,) = left(report)
+    assert "a function fuses with it" in site.reason

@@ -26,13 +26,16 @@ from slope_compile.compression.activations import (
     activation_quantizers,
 )
 from slope_compile.errors import CheckFailedError
-from slope_compile.qdq.activations import stored_quantizers
+from slope_compile.qdq.activations import NESTED_CONCATS, NONNEGATIVE, stored_quantizers
 
 DOMAIN, OPERATOR = "slope_compile", "FakeQuantize"
 INT8_MIN = -128
 _MOVERS = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather")
 _MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
-_KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose")
+_KEEPS_SIGN = (
+    "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "QuantizeLinear",
+    "DequantizeLinear",
+)  # fmt: skip
 
 
 def emit_quantizers(model: nn.Module) -> None:
@@ -176,12 +179,16 @@ def _clip(graph: ir.Graph, quantizer: TrainedQuantizer, value: ir.Value) -> ir.N
     return ir.node("Relu", [value])
 
 
-def _is_nonnegative(value: ir.Value) -> bool:
-    """Return whether a value comes from a Relu or a Sigmoid, through nothing that could make it negative."""
-    node = value.producer()
+def _is_nonnegative(value: ir.Value | None, concats: int = NESTED_CONCATS) -> bool:
+    """Return whether a value comes from a Relu or its like, through nothing that could make it negative."""
+    node = None if value is None else value.producer()
     while node is not None and node.domain == "" and node.op_type in _KEEPS_SIGN and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    return node is not None and node.domain == "" and node.op_type in ("Relu", "Sigmoid")
+    if node is None or node.domain != "":
+        return False
+    if node.op_type == "Concat" and concats:
+        return all(_is_nonnegative(one, concats - 1) for one in node.inputs)
+    return node.op_type in NONNEGATIVE
 
 
 def _drop_zero_point(dequantized: ir.Value) -> None:

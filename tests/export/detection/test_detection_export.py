@@ -119,9 +119,10 @@ def test_tensorrt_rtx_builds_it(run: SimpleNamespace, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     from slope_compile.build.engine import build_engine
     from slope_compile.events import Events
-    from slope_compile.recipe import BatchRange
+    from slope_compile.recipe import BatchRange, BuildSection
 
-    built = build_engine(run.path, "a100", "tensorrt-rtx", BatchRange(min=1, opt=1, max=2), tmp_path, Events())
+    section = BuildSection(backend="tensorrt-rtx", batch=BatchRange(min=1, opt=1, max=2))
+    built = build_engine(run.path, "a100", section, tmp_path, Events())
     assert (tmp_path / "model.engine").stat().st_size > 100_000
     assert built["header"]["profile"]["input"]["max"] == [2, 3, SIDE, SIDE]
     assert built["summary"]["coded"] == len(codes(run.model))
