@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,39 @@ def machine() -> dict[str, Any]:
 
 def gpus() -> list[dict[str, str]]:
     """Return name, compute capability, memory and driver of each NVIDIA GPU, as nvidia-smi tells them."""
+    return _ask_nvidia_smi(("name", "compute_cap", "memory.total", "driver_version"))
+
+
+def clocks() -> dict[str, str] | None:
+    """Return SM and memory clock, and temperature of the first GPU, as nvidia-smi tells them; None where it does not.
+
+    Nothing is set: clocks that a measurement found are reported with it.
+    """
+    fields = ("clocks.sm", "clocks.mem", "temperature.gpu")
+    found = _ask_nvidia_smi(fields)
+    return found[0] if found else None
+
+
+def _ask_nvidia_smi(fields: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return the fields of each GPU; empty where there is no nvidia-smi, or it does not know."""
     if shutil.which("nvidia-smi") is None:
         return []
-    fields = ("name", "compute_cap", "memory.total", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in answer.splitlines() if line]
+
+
+def facts(started: float) -> dict[str, Any]:
+    """Return what a manifest tells of a finished stage: wall time, peak memory, versions, this machine.
+
+    Args:
+        started: `time.monotonic()` when it began; `restart_peak_memory` was called then.
+    """
+    wall = round(time.monotonic() - started, 2)
+    return {"wall_s": wall, "peak_bytes": peak_memory(), "versions": versions(), "machine": machine()}
 
 
 def restart_peak_memory() -> None:

@@ -139,12 +139,7 @@ class Pipeline:
         work: Callable[[Path, str], None] = getattr(self, f"_{kind}")
         with storage_errors(partial):
             work(partial, target)
-        facts = {
-            "wall_s": round(time.monotonic() - started, 2),
-            "peak_bytes": machine.peak_memory(),
-            "versions": machine.versions(),
-            "machine": machine.machine(),
-        }
+        facts = machine.facts(started)
         self.folder.commit(stage, key, facts, LOGS)
         if kind == "train":
             shutil.rmtree(self._state, ignore_errors=True)
@@ -195,7 +190,8 @@ class Pipeline:
     def _build(self, partial: Path, target: str) -> None:
         from slope_compile.build.engine import build_run
 
-        build_run(self.recipe.build, target, self.folder.stage_path("export"), partial, self.events)
+        last = self.folder.stage_path(f"build/{target}")  # its timing cache is used again
+        build_run(self.recipe.build, target, self.folder.stage_path("export"), partial, self.events, last)
 
     def _verify(self, partial: Path, target: str) -> None:
         from slope_compile.verify.run import verify_run
@@ -208,7 +204,10 @@ class Pipeline:
 
     def _key(self, stage: str) -> dict[str, str]:
         kind = stage.partition("/")[0]
-        key = {"recipe": self.recipe.digest(*SECTIONS[kind]), "code": code_digest(*SHARED_ROOMS, *ROOMS[kind])}
+        # What an engine must hold is asked of it afterwards: another requirement is no reason to build it again.
+        asked = self.recipe.build.model_copy(update={"require": []})
+        recipe = self.recipe.model_copy(update={"build": asked})
+        key = {"recipe": recipe.digest(*SECTIONS[kind]), "code": code_digest(*SHARED_ROOMS, *ROOMS[kind])}
         if kind == "train":
             from slope_compile.train.sources import source_digests
 
@@ -275,7 +274,8 @@ def code_digest(*rooms: str) -> str:
     digest = hashlib.sha256()
     for room in rooms:
         path = package / room
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        files = [file for file in path.rglob("*") if file.suffix in (".py", ".yaml")]  # targets.yaml is code too
+        for file in sorted(files) if path.is_dir() else [path]:
             digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

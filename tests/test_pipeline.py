@@ -59,3 +59,15 @@ def test_the_state_of_another_training_is_dropped(
         pipeline.run(["train"])
     assert not (tmp_path / "train.state" / "state.json").exists()
     assert json.loads((tmp_path / "train.state" / "key.json").read_text()) == pipeline._key("train")
+
+
+def test_the_last_build_is_at_hand_for_the_next(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its timing cache is used again; a new build is written beside it until it is done."""
+    handed: list[Any] = []
+    monkeypatch.setattr("slope_compile.build.engine.build_run", lambda *arguments: handed.append(arguments))
+    pipeline._build(tmp_path / "partial", "a100")
+    ((section, target, export, out, _, last),) = handed
+    assert (section, target, export) == (RECIPE.build, "a100", tmp_path / "export")
+    assert (out, last) == (tmp_path / "partial", tmp_path / "build" / "a100")

@@ -1,129 +1,226 @@
-"""From an ONNX file to an engine for one target, and to what the engine really holds."""
+"""From an ONNX file to an engine for one target, and to what the engine really holds: a plan, and its compilation.
+
+`plan_build` decides what becomes of each weight and writes the file that a backend gets; it works on any machine.
+`compile_planned` makes the engine, and imports nothing that a device lacks (no torch, onnx_ir, onnxruntime).
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from slope_compile.artifacts import FileDigest, read_json
-from slope_compile.build.addresses import TUNABLES
+from slope_compile.build.process import build_repeated
 from slope_compile.build.rows import engine_rows, summarize
+from slope_compile.build.timing import keep_cache, starting_cache
 from slope_compile.build.worker import Request, Shapes
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
 from slope_compile.placement.apply import placed_model
-from slope_compile.placement.choose import place_all
-from slope_compile.qdq.activations import quantized_layers
+from slope_compile.placement.choose import Place, choose_places
+from slope_compile.placement.situation import Situation
 from slope_compile.qdq.checks import check_scale, check_zero_point
 from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
-from slope_compile.recipe import BatchRange, BuildSection
-from slope_compile.targets.backends import Backend, choose_backend, require_buildable
+from slope_compile.qdq.weights import CodedWeight
+from slope_compile.recipe import BuildSection
+from slope_compile.targets.backends import Backend, choose_backend
 from slope_compile.targets.gpu import find_gpu
+from slope_compile.targets.options import Options
+from slope_compile.targets.refusals import notes, require_buildable
 from slope_compile.targets.target import Target, find_target
 
-# The worker imports what this process would: same interpreter, same search path, whatever the working directory.
-_WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.build.worker import main; main()"
-# TensorRT orders some of what it writes by address: of 40 builds of one model about two had other bytes. So the worker
-# gets what makes addresses repeat: no address randomization (ADDR_NO_RANDOMIZE; a kernel that forbids it costs only
-# that), a fixed hash seed, nothing whose length depends on where and by whom it is run, and `addresses.py`. Threads of
-# the library that race are left: about one build in 240, so ahead of time the bytes that were built twice are taken.
-MOST_BUILDS = 3
-_PASSED_ON = ("PATH", "HOME", "LD_LIBRARY_PATH", "LANG", "LC_", "TMPDIR", "CUDA", "NVIDIA", "VIRTUAL_ENV")
-_FIXED_ADDRESSES = (
-    "import ctypes, os, sys; ctypes.CDLL(None).personality(0x0040000); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-)
+
+@dataclass(frozen=True)
+class Planned:
+    """What to compile: everything that `compile_planned` needs, on this machine or on the device.
+
+    Args:
+        placed: The ONNX file that the backend gets.
+        weights: The weights of the exported model.
+        places: What becomes of each of them, in the same order.
+        situation: For whom they were placed.
+        profile: Input -> (min, opt, max) shapes of the inputs whose batch is dynamic.
+        sparse: Whether sparse kernels may be chosen.
+        onnx_sha256: The exported model's digest.
+    """
+
+    placed: Path
+    weights: list[CodedWeight]
+    places: list[Place]
+    situation: Situation
+    profile: Shapes
+    sparse: bool
+    onnx_sha256: str
 
 
-def build_run(section: BuildSection, target: str, export: Path, out: Path, events: Events) -> None:
+def build_run(
+    section: BuildSection, target: str, export: Path, out: Path, events: Events, last: Path | None = None
+) -> None:
     """Build one target of a run.
 
     Args:
         section: The recipe's `build`.
         target: Name of the target.
         export: The finished export stage: model.onnx and layers.json.
-        out: Empty folder for model.engine, layers.json, build.log and, where the backend has one, timing.cache.
+        out: Empty folder for model.engine, placed.onnx, layers.json, build.log and, where the backend has one,
+            timing.cache and timing.json.
         events: Who is told.
+        last: Folder of the last build for that target, whose timing cache is used again where it fits.
 
     Raises:
         BackendError: As `build_engine`.
         ArtifactError: If the export is damaged.
     """
     layers = _read_layers(export / "layers.json")
-    build_engine(export / "model.onnx", target, section.backend, section.batch, out, events, layers)
+    build_engine(export / "model.onnx", target, section, out, events, layers, last)
 
 
 def build_engine(
     model: Path,
     target: str,
-    backend: str,
-    batch: BatchRange,
+    section: BuildSection,
     out: Path,
     events: Events,
     layers: Mapping[str, Any] | None = None,
+    last: Path | None = None,
 ) -> dict[str, Any]:
     """Build an engine and read back what it holds.
 
     Args:
         model: An ONNX file; only the batch axis may be dynamic.
         target: Name of the target.
-        backend: `auto`, `tensorrt` or `tensorrt-rtx`.
-        batch: Batch sizes of the optimization profile.
-        out: Folder for model.engine, layers.json, build.log and, where the backend has one, timing.cache.
+        section: How to build; `section.targets` is not read.
+        out: Folder for model.engine, placed.onnx, layers.json, build.log and, where the backend has one, timing.cache
+            and timing.json.
         events: Who is told.
         layers: The export's layers.json, where the model comes from our export.
+        last: Folder of the last build for that target, whose timing cache is used again where it fits.
 
     Returns:
         What layers.json holds: `header` (for `check_engine`), `summary`, `layers`.
 
     Raises:
         BackendError: If there is no such target or backend, the backend cannot build for the target here, or it fails.
+        ArtifactError: If the model or a timing cache cannot be read.
+    """
+    aim, gpu = find_target(target), find_gpu()
+    backend = choose_backend(section.backend, gpu)
+    version = backend.installed_version()
+    require_buildable(section, aim, backend, version, gpu)
+    situation = situation_of(section, aim, backend, version, model)
+    planned = plan_build(model, situation, section, out, events)
+    return compile_planned(planned, section, out, events, layers, last)
+
+
+def situation_of(section: BuildSection, target: Target, backend: Backend, version: str, model: Path) -> Situation:
+    """Return for whom a model is placed, with the precision and the batch that the recipe leaves open.
+
+    Args:
+        section: How to build.
+        target: The GPU.
+        backend: Who builds.
+        version: The backend's version: the installed one, or the one expected on the device.
+        model: The exported ONNX file.
+
+    Raises:
+        BackendError: If the precision asked for is not to be had there.
         ArtifactError: If the model cannot be read.
     """
-    aim = find_target(target)
-    gpu = find_gpu()
-    chosen = choose_backend(backend, gpu)
-    require_buildable(chosen, aim, gpu)
+    from slope_compile.placement.passes.precision import resolve_precision  # onnx_ir: not on a device
+
+    precision, reason = resolve_precision(model, section.precision, target, backend)
+    batch = section.batch.resolved(target.opt_batch)[1]
+    return Situation(target, backend, version, precision, batch, section.placement, reason)
+
+
+def plan_build(model: Path, situation: Situation, section: BuildSection, out: Path, events: Events) -> Planned:
+    """Decide what becomes of each weight, and write the file that the backend gets; needs no GPU and no backend.
+
+    Args:
+        model: An ONNX file; only the batch axis may be dynamic.
+        situation: For whom.
+        section: How to build.
+        out: Folder for placed.onnx.
+        events: Who is told.
+
+    Raises:
+        BackendError: If the target cannot take what the recipe asks for.
+        ArtifactError: If the model cannot be read, or has weights that no TensorRT takes.
+    """
     events.progress("build", 0, 3, "placing weights")
+    precision = f"activations that are not quantized are {situation.precision}"
+    events.note("build", f"{precision}: {situation.precision_reason}")
     weights = coded_weights(model)
     if findings := [str(found) for weight in weights for found in (*check_scale(weight), *check_zero_point(weight))]:
         raise ArtifactError(
             f"{model}: {'; '.join(findings[:3])}.",
             "TensorRT wants positive scales and zero points of 0: quantize it so.",
         )
-    places = place_all(weights, chosen, quantized_layers(model))
-    profile = batch_profile(load_model(model).graph, batch.resolved(aim.opt_batch))
+    profile = batch_profile(load_model(model).graph, section.batch.resolved(situation.target.opt_batch))
+    places = choose_places(model, weights, situation)
+    placed = placed_model(model, weights, places, situation, out)
     sparse = any(is_sparse(weight) for weight in weights)
-    with tempfile.TemporaryDirectory(prefix="placed.", dir=out) as folder:
-        placed = placed_model(model, weights, places, chosen, Path(folder))
-        graph = load_model(placed).graph
-        events.progress("build", 1, 3, f"{chosen.title} for {aim.name}")
-        request = Request(chosen.name, placed.name, aim.sm, profile, sparse)
-        engine, cache, version = _repeated(request, chosen, placed.parent, out / "build.log")
+    return Planned(placed, weights, places, situation, profile, sparse, FileDigest.of(model).sha256)
+
+
+def compile_planned(
+    planned: Planned,
+    section: BuildSection,
+    out: Path,
+    events: Events,
+    layers: Mapping[str, Any] | None = None,
+    last: Path | None = None,
+) -> dict[str, Any]:
+    """Build the engine of a plan, and read back what it holds; no torch, onnx_ir or onnxruntime is imported.
+
+    Args:
+        planned: What to compile.
+        section: How to build.
+        out: Folder for model.engine, layers.json, build.log and, where the backend has one, timing.cache and
+            timing.json.
+        events: Who is told.
+        layers: The export's layers.json, where the model comes from our export.
+        last: Folder of the last build for that target, whose timing cache is used again where it fits.
+
+    Returns:
+        What layers.json holds: `header` (for `check_engine`), `summary`, `layers`.
+
+    Raises:
+        BackendError: If the backend cannot build for the target here, refuses the timing cache, or fails.
+        ArtifactError: If the model or a timing cache cannot be read.
+    """
+    target, backend, gpu = planned.situation.target, planned.situation.backend, find_gpu()
+    installed = backend.installed_version()
+    require_buildable(section, target, backend, installed, gpu)
+    stored = {weight.dtype for weight in planned.weights}
+    remarks = notes(section, target, backend, installed, planned.sparse, stored)
+    for remark in remarks:
+        events.note("build", remark)
+    events.progress("build", 1, 3, f"{backend.title} for {target.name}")
+    options = Options.of(section)
+    request = Request(backend.name, planned.placed.name, target.sm, planned.profile, planned.sparse, options)
+    cache = starting_cache(section.timing_cache, last, backend, installed, gpu, events)
+    built = build_repeated(request, backend, planned.placed.parent, out / "build.log", cache)
     events.progress("build", 2, 3, "reading the engine's layer list")
-    (out / "model.engine").write_bytes(engine)
-    if cache:
-        (out / "timing.cache").write_bytes(cache)
+    (out / "model.engine").write_bytes(built.engine)
+    keep_cache(built.cache, out, backend, built.version, gpu)
     log = (out / "build.log").read_text(encoding="utf-8", errors="replace")
-    rows = engine_rows(weights, places, graph, log, chosen, layers)
+    graph = load_model(planned.placed).graph
+    rows = engine_rows(planned.weights, planned.places, graph, log, backend, layers, built.inspector)
     for row in rows:
         if row["placement"] != "float" and not row["engine"]["held"]:
             events.warning("build", f"{row['name']}: {row['engine']['note']}")
-    header = _header(chosen, version, aim, profile, model, out / "model.engine", sparse)
-    result = {"header": header, "summary": summarize(rows, log, chosen), "layers": rows}
+    header = _header(planned, options, built.version, out / "model.engine") | {"notes": remarks}
+    result = {"header": header, "summary": summarize(rows, log, backend, built.inspector), "layers": rows}
     (out / "layers.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    events.progress("build", 3, 3, f"{len(engine)} bytes")
+    events.progress("build", 3, 3, f"{len(built.engine)} bytes")
     return result
 
 
@@ -156,93 +253,31 @@ def batch_profile(graph: onnx.GraphProto, batch: tuple[int, int, int]) -> Shapes
     return profile
 
 
-def _repeated(request: Request, backend: Backend, folder: Path, log: Path) -> tuple[bytes, bytes, str]:
-    """Return the first result that two builds agree on; of three that all differ, the last: the log is its own.
-
-    Where kernels are measured no two builds agree, and one is made.
-    """
-    results = [run_worker(request, backend, folder, log)]
-    while not backend.needs_gpu and len(results) < MOST_BUILDS:
-        again = run_worker(request, backend, folder, log)
-        if again in results:
-            return again
-        results.append(again)
-    return results[-1]
-
-
-def run_worker(request: Request, backend: Backend, folder: Path, log: Path) -> tuple[bytes, bytes, str]:
-    """Build in a process of its own and return engine, timing cache (empty where there is none) and version.
-
-    Args:
-        request: What to build.
-        backend: With what.
-        folder: Where the request's model is.
-        log: Where everything that the process prints goes.
-
-    Raises:
-        BackendError: If the backend refuses the model, or dies.
-        RuntimeError: If the worker has a bug.
-    """
-    command = [sys.executable, "-S", "-c", _FIXED_ADDRESSES, "-c", _WORKER, json.dumps(_search_path())]
-    environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    with log.open("wb") as stderr:
-        # subprocess.run ends the process if this one is interrupted.
-        done = subprocess.run(
-            command,
-            input=request.to_json().encode(),
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env={**environment, "PYTHONHASHSEED": "0", "GLIBC_TUNABLES": TUNABLES},
-            cwd=folder,
-            check=False,
-        )
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise BackendError(
-            f"{backend.title} died ({name}) while it built the engine. Its last words: {_tail(log)}",
-            "Out of memory? Otherwise report it to NVIDIA with the model.",
-        )
-    if done.returncode:
-        raise RuntimeError(f"the build process failed with exit code {done.returncode}: {_tail(log)}")
-    head, _, body = done.stdout.partition(b"\n")
-    answer = json.loads(head)
-    if "problem" in answer:
-        raise BackendError(answer["problem"], answer["remedy"])
-    engine, cache = body[: answer["engine"]], body[answer["engine"] :]
-    if len(cache) != answer["timing_cache"]:
-        raise RuntimeError(f"the build process sent {len(body)} bytes, not {answer['engine'] + answer['timing_cache']}")
-    return engine, cache, answer["version"]
-
-
-def _search_path() -> list[str]:
-    """Return the import path without the working directory, unless this very package is in it."""
-    home = Path(__file__).parents[2]
-    return [entry for entry in sys.path if entry and (Path(entry) != Path.cwd() or Path(entry) == home)]
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return " / ".join(line.strip() for line in lines if line.strip())[-600:]
-
-
-def _header(
-    backend: Backend, version: str, target: Target, profile: Shapes, model: Path, engine: Path, sparse: bool
-) -> dict[str, Any]:
-    measured = FileDigest.of(engine)
+def _header(planned: Planned, options: Options, version: str, engine: Path) -> dict[str, Any]:
+    measured, target = FileDigest.of(engine), planned.situation.target
+    profile = {name: dict(zip(("min", "opt", "max"), shapes, strict=True)) for name, shapes in planned.profile.items()}
     return {
-        "backend": backend.name,
+        "backend": planned.situation.backend.name,
         "version": version,
         "target": target.name,
         "sm": f"{target.sm[0]}.{target.sm[1]}",
-        "profile": {name: dict(zip(("min", "opt", "max"), shapes, strict=True)) for name, shapes in profile.items()},
-        "onnx_sha256": FileDigest.of(model).sha256,
+        "profile": profile,
+        "precision": planned.situation.precision,
+        "precision_reason": planned.situation.precision_reason,
+        "onnx_sha256": planned.onnx_sha256,
         "engine_sha256": measured.sha256,
         "engine_bytes": measured.size,
-        "sparse_weights": sparse,
+        "sparse_weights": planned.sparse,
+        "options": options.as_dict(),
     }
 
 
 def _read_layers(path: Path) -> dict[str, Any]:
+    """Return the layers.json of an export.
+
+    Raises:
+        ArtifactError: If the file is none.
+    """
     try:
         layers = read_json(path)
         if not all(isinstance(row["name"], str) for row in layers["layers"]):

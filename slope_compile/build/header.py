@@ -12,6 +12,8 @@ from typing import Any
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.targets.backends import BACKENDS
 from slope_compile.targets.gpu import Gpu
+from slope_compile.targets.options import Options
+from slope_compile.targets.refusals import AMPERE
 
 KEYS = (
     "backend",
@@ -23,6 +25,7 @@ KEYS = (
     "engine_sha256",
     "engine_bytes",
     "sparse_weights",
+    "options",
 )
 
 
@@ -35,12 +38,15 @@ def check_engine(header: Mapping[str, Any], gpu: Gpu) -> None:
 
     Raises:
         ArtifactError: If the header is none of ours.
-        BackendError: If the backend is not installed or has another version, or the GPU has another compute capability.
+        BackendError: If the backend is not installed or has another version, the GPU has another compute capability, or
+            the engine is one that this program does not run: without weights, or with a runtime of its own.
     """
     missing = [key for key in KEYS if key not in header]
     if missing or header["backend"] not in BACKENDS:
         what = f"lacks {', '.join(missing)}" if missing else f"names the backend {header['backend']!r}"
         raise ArtifactError(f"The engine's layers.json {what}.", "Build the engine again.")
+    if not isinstance(header["options"], dict) or set(header["options"]) != set(Options().as_dict()):
+        raise ArtifactError(f"The engine's layers.json names the options {header['options']!r}.", "Build it again.")
     backend = BACKENDS[header["backend"]]
     again = f"Build it again on this machine with `slope-compile build … --target {header['target']}`."
     if not backend.installed():
@@ -54,7 +60,16 @@ def check_engine(header: Mapping[str, Any], gpu: Gpu) -> None:
             f"The engine was built by {backend.title} {header['version']}, and {here} is installed.",
             again,
         )
-    if header["sm"] != f"{gpu.sm[0]}.{gpu.sm[1]}":
+    options = header["options"]
+    if options["strip"]:
+        raise BackendError("The engine was built without its weights (build.strip).", "Refit it before it runs.")
+    if options["version_compatible"]:  # TensorRT loads that runtime as host code, and only if it is told to
+        raise BackendError(
+            "The engine brings a runtime of its own (build.version_compatible), and such code is not loaded here.",
+            "Verify an engine built without that key.",
+        )
+    compatible = options["hardware_compatibility"] == "ampere-plus" and gpu.sm >= AMPERE
+    if header["sm"] != f"{gpu.sm[0]}.{gpu.sm[1]}" and not compatible:
         raise BackendError(
             f"The engine was built for SM {header['sm']} ({header['target']}); the GPU here is {gpu}.",
             "Name the target of this GPU when you build, or verify on a machine with that one.",

@@ -5,13 +5,15 @@ Three dialects, one line a layer:
 * TensorRT-RTX: `Constants: [ { Name: …, Dimensions: […], …, Datatype: Int4, … }]`
 * TensorRT 10, Myelin layers: constants among the `Inputs`, `…dconst` or `…_constantHalf`, `Format/Datatype: Half`
 * TensorRT 10, convolutions: `Weights: {"Type": "Int8", "Count": 294912}` and `HasSparseWeights: 1`
+
+`inspector.py` reads the same things from the engine inspector's JSON, where a GPU makes that possible.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 # What TensorRT calls a type, in any dialect -> (our name, bits)
@@ -33,7 +35,15 @@ _SECTION = {
 }
 _WEIGHTS = re.compile(r', Weights: \{"Type": "(?P<type>\w+)", "Count": (?P<count>\d+)\}')
 _TACTIC = re.compile(r", TacticName: (?P<tactic>[^,]*)")
-_ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*\[ONNX Layer: |\x1e|\s*$)")
+_SPARSE_WEIGHTS = re.compile(r", HasSparseWeights: (?P<flag>[01])")
+# Between the names of a layer's nodes: nothing, a record separator (TensorRT 8.6, 10) or a unit separator (11).
+_ONNX = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*\[ONNX Layer: |[\x1e\x1f]|\s*$)")
+# Myelin's names for what it was given or folded: `…_dconst`, `…_const`, `NAME_constantHalf`
+_CONSTANT = re.compile(r"(?:_|d)const(?:$|[_-])|_constant(?:Float|Half|BFloat16|U?Int\d|FP\d|Bool)")
+_MYELIN_SUFFIX = re.compile(r"_myl\d+_\d+$")
+COUNTED = "Weights"  # the name of a constant of which an engine tells no more than type and count
+# What an engine that was built ahead of time names in place of a kernel that is chosen at run time.
+STUB = "__myelin_CASK_STUB"
 _LIST = re.compile(r"(?:^|\s)Layers:\s*$")
 # Old and new wording of the same two lines; where there is a list of layers, it follows a colon.
 _FOUND = re.compile(
@@ -85,6 +95,8 @@ class EngineLayer:
         tactic: Its kernel, None where it is chosen at run time.
         onnx: Names of the ONNX nodes that it came from.
         input_types: Types of the tensors it reads, constants left out.
+        sparse_weights: What `HasSparseWeights` says: the weights are 2:4, whatever the kernel; None where it is not
+            said.
     """
 
     name: str
@@ -95,15 +107,24 @@ class EngineLayer:
     tactic: str | None
     onnx: tuple[str, ...]
     input_types: tuple[str, ...] = ()
+    sparse_weights: bool | None = None
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How many layers could use sparse kernels and how many do; None where the log does not say."""
+    """How many layers could use sparse kernels and how many do; None where the log does not say.
+
+    Args:
+        eligible: The largest count of eligible layers.
+        chosen: The largest count of layers with a sparse kernel.
+        chosen_names: Their names, where the log lists any.
+        eligible_names: Likewise.
+    """
 
     eligible: int | None
     chosen: int | None
-    chosen_names: frozenset[str]
+    chosen_names: frozenset[str] = frozenset()
+    eligible_names: frozenset[str] = frozenset()
 
 
 def parse_layers(log: str) -> tuple[EngineLayer, ...]:
@@ -112,7 +133,7 @@ def parse_layers(log: str) -> tuple[EngineLayer, ...]:
     Args:
         log: The whole log, any logger's prefixes.
     """
-    lines = log.splitlines()
+    lines = [line.rstrip("\r") for line in log.split("\n")]  # splitlines would split at U+001E too
     starts = [index for index, line in enumerate(lines) if _LIST.search(line)]
     if not starts:
         return ()
@@ -130,28 +151,85 @@ def parse_sparsity(log: str) -> Sparsity:
 
     The lines come once per subgraph as well as for the whole: the largest count is the whole's.
     """
-    chosen = list(_CHOSE.finditer(log))
-    names = frozenset(name for match in chosen for name in _names(match))
-    return Sparsity(_largest(_FOUND.finditer(log)), _largest(chosen), names)
+    found, chosen = list(_FOUND.finditer(log)), list(_CHOSE.finditer(log))
+    names = [frozenset(name for match in matches for name in _names(match)) for matches in (chosen, found)]
+    return Sparsity(_largest(found), _largest(chosen), *names)
 
 
-def _layer(line: str, name: str, kind: str) -> EngineLayer:
-    inputs, constants, outputs = (_tensors(line, key) for key in ("Inputs", "Constants", "Outputs"))
+def engine_layer(
+    name: str,
+    kind: str,
+    tensors: Mapping[str, tuple[Constant, ...]],
+    weights: Constant | None,
+    tactic: str | None,
+    metadata: str | None,
+    sparse_weights: bool | None,
+) -> EngineLayer:
+    """Return a layer from what either dialect says of it.
+
+    Args:
+        name: As the engine calls it.
+        kind: TensorRT's LayerType.
+        tensors: What its `Inputs`, `Constants` and `Outputs` list.
+        weights: What `Weights` says, if anything.
+        tactic: The kernel, as printed.
+        metadata: Names the ONNX nodes; None before TensorRT 8.6, where the layer's name consists of theirs.
+        sparse_weights: What `HasSparseWeights` says.
+    """
+    inputs, constants, outputs = (tensors.get(key, ()) for key in ("Inputs", "Constants", "Outputs"))
     # TensorRT 10 lists a Myelin layer's constants as inputs, and only their names tell.
-    constants += tuple(tensor for tensor in inputs if "const" in tensor.name and -1 not in tensor.shape)
-    if weights := _WEIGHTS.search(line):
-        constants += (Constant("Weights", (int(weights["count"]),), _dtype(weights["type"])),)
-    tactic = _TACTIC.search(line)
+    constants += tuple(tensor for tensor in inputs if _is_constant(tensor))
+    if weights is not None:
+        constants += (weights,)
+    elif kind == "Constant":
+        constants += outputs
     return EngineLayer(
         name=name,
         kind=kind,
         constants=constants,
         inputs=tuple(tensor.name for tensor in inputs),
         outputs=tuple(tensor.name for tensor in outputs),
-        tactic=(tactic["tactic"].strip() or None) if tactic else None,
-        input_types=tuple(tensor.dtype for tensor in inputs if "const" not in tensor.name),
-        onnx=tuple(_ONNX.findall(line.rpartition(", Metadata: ")[2])),
+        tactic=tactic if tactic and tactic != STUB else None,
+        onnx=_nodes(name, kind, metadata),
+        input_types=tuple(tensor.dtype for tensor in inputs if not _is_constant(tensor)),
+        sparse_weights=sparse_weights,
     )
+
+
+def _nodes(name: str, kind: str, metadata: str | None) -> tuple[str, ...]:
+    if metadata is not None:
+        return tuple(_ONNX.findall(metadata))
+    return () if kind == "Reformat" else split_name(name)  # a reformat is named after the layer it serves
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """Return the names that an engine layer's name is made of: `a + b` (fused), `a || b` (merged), `a_myl0_3`."""
+    return tuple(part for part in re.split(r" \+ | \|\| ", _MYELIN_SUFFIX.sub("", name)) if part)
+
+
+def type_name(text: str) -> str:
+    """Return our name of a type: `Half`, or the FP16 in "Two wide channel vectorized row major FP16 format"."""
+    for word in reversed(text.split()):
+        if word in TYPES:
+            return TYPES[word][0]
+    return text
+
+
+def _layer(line: str, name: str, kind: str) -> EngineLayer:
+    weights, tactic, sparse = _WEIGHTS.search(line), _TACTIC.search(line), _SPARSE_WEIGHTS.search(line)
+    return engine_layer(
+        name=name,
+        kind=kind,
+        tensors={key: _tensors(line, key) for key in _SECTION},
+        weights=Constant(COUNTED, (int(weights["count"]),), type_name(weights["type"])) if weights else None,
+        tactic=tactic["tactic"].strip() if tactic else None,
+        metadata=line.rpartition(", Metadata: ")[2] if ", Metadata: " in line else None,
+        sparse_weights=sparse["flag"] == "1" if sparse else None,
+    )
+
+
+def _is_constant(tensor: Constant) -> bool:
+    return bool(_CONSTANT.search(tensor.name)) and -1 not in tensor.shape
 
 
 def _tensors(line: str, section: str) -> tuple[Constant, ...]:
@@ -159,17 +237,9 @@ def _tensors(line: str, section: str) -> tuple[Constant, ...]:
     if found is None:
         return ()
     return tuple(
-        Constant(t["name"], tuple(int(d) for d in t["shape"].split(",") if d), _dtype(t["type"]))
+        Constant(t["name"], tuple(int(d) for d in t["shape"].split(",") if d), type_name(t["type"]))
         for t in _TENSOR.finditer(found["body"])
     )
-
-
-def _dtype(text: str) -> str:
-    """Return our name of a type: `Half`, or the FP16 in "Two wide channel vectorized row major FP16 format"."""
-    for word in reversed(text.split()):
-        if word in TYPES:
-            return TYPES[word][0]
-    return text
 
 
 def _names(match: re.Match[str]) -> list[str]:

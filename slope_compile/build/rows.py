@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
-from slope_compile.build.holding import Held, Wanted, find_held, node_names
-from slope_compile.build.layers import EngineLayer, Sparsity, parse_layers, parse_sparsity
+from slope_compile.build.counts import INT8_PLACEMENTS, summarize
+from slope_compile.build.holding import Held, Wanted, declared_type, find_held, node_names
+from slope_compile.build.inspector import read_layers
+from slope_compile.build.layers import Sparsity, parse_sparsity
+from slope_compile.build.sparse import sparse_row
 from slope_compile.compression.codes import kernel_note
 from slope_compile.placement.choose import Place
 from slope_compile.qdq.pattern import is_sparse
-from slope_compile.qdq.tensors import element_bits
+from slope_compile.qdq.tensors import dtype_name, element_bits
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.recipe import parse_pattern
 from slope_compile.targets.backends import Backend
 
-AT_RUN_TIME = "not checked: TensorRT-RTX chooses kernels at run time"
-INT8_PLACEMENTS = ("sparse-int8", "int8")
-NO_LINES = "not checked: the build log has no (Sparsity) lines"
+__all__ = ["engine_rows", "summarize"]
+
+# Parts of the names of kernels that multiply INT8 with INT8: `…_i8i8_i8i32_f32_…`, `…_i8f32_i8i32_f32_…`
+INT8_KERNELS = ("i8i8", "i8i32", "int8int8")
 
 
 def engine_rows(
-    weights: list[CodedWeight],
-    places: list[Place],
+    weights: Sequence[CodedWeight],
+    places: Sequence[Place],
     graph: onnx.GraphProto,
     log: str,
     backend: Backend,
     layers: Mapping[str, Any] | None,
+    inspector: str = "",
 ) -> list[dict[str, Any]]:
     """Return one row a layer.
 
@@ -41,64 +45,53 @@ def engine_rows(
         log: The build log.
         backend: Who built.
         layers: The export's layers.json; its rows come first, in its order, then weights that it does not name.
+        inspector: The engine inspector's JSON; where it has layers, they are read there and not in the log.
     """
-    initializers = {tensor.name for tensor in graph.initializer}
-    wanted = []
-    for weight, place in zip(weights, places, strict=True):
-        coded = f"{weight.name}.codes"
-        initializer = coded if coded in initializers else weight.name
-        wanted.append(Wanted(initializer, weight.stored.shape, place.container, node_names(graph, initializer)))
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    wanted = [_wanted(weight, place, graph, initializers) for weight, place in zip(weights, places, strict=True)]
+    held = find_held(wanted, read_layers(log, inspector)[0])
     sparsity = parse_sparsity(log)
-    held = find_held(wanted, parse_layers(log))
     found = {
-        weight.name: (weight, place, _engine(one, place, sparsity, backend))
-        for weight, place, one in zip(weights, places, held, strict=True)
+        weight.name: (weight, place, _engine(want.nodes[-1:], place, one, sparsity, backend))
+        for weight, want, place, one in zip(weights, wanted, places, held, strict=True)
     }
     rows = []
     for row in layers["layers"] if layers else []:
-        if row["name"] in found:
-            _, place, engine = found.pop(row["name"])
-            reason = row["reason"] if place.placement == "float" else place.reason  # the policy knows why it left it
-            if row.get("pattern") and (note := kernel_note(*parse_pattern(row["pattern"]))):
-                reason = f"{reason}; {note}"
-            here = {"placement": place.placement, "reason": reason, "container": place.container}
-            rows.append({**row, **here, "engine": engine})
-        else:
-            rows.append({**row, "engine": _absent("the ONNX file has no such weight")})
+        if row["name"] not in found:
+            rows.append({**row, "fits_2_4": None, "engine": _absent("the ONNX file has no such weight")})
+            continue
+        weight, place, engine = found.pop(row["name"])
+        reason = place.reason
+        if place.placement == "float" and weight.codes is None:
+            reason = row["reason"]  # the policy knows why it left it
+        if row.get("pattern") and (note := kernel_note(*parse_pattern(row["pattern"]))):
+            reason = f"{reason}; {note}"
+        here = {"placement": place.placement, "reason": reason, "container": place.container}
+        rows.append({**row, **here, "fits_2_4": is_sparse(weight), "engine": engine})
     return rows + [_row(*one) for one in found.values()]
 
 
-def summarize(rows: list[dict[str, Any]], log: str, backend: Backend) -> dict[str, Any]:
-    """Return the counts: coded layers, those held as declared, types in the engine, INT8 products, sparse kernels.
-
-    Args:
-        rows: As `engine_rows` returned them.
-        log: The build log.
-        backend: Who built.
-    """
-    coded = [row for row in rows if row["placement"] != "float"]
-    sparsity = parse_sparsity(log)
-    silent = sparsity.eligible is None and sparsity.chosen is None
-    source = (AT_RUN_TIME if backend.rtx else NO_LINES) if silent else "log line"
-    return {
-        "coded": len(coded),
-        "held": sum(row["engine"]["held"] for row in coded),
-        "not_held": [row["name"] for row in coded if not row["engine"]["held"]],
-        "types": dict(sorted(Counter(row["engine"]["dtype"] or "not found" for row in rows).items())),
-        "weight_bytes": sum(row["engine"]["bytes"] or 0 for row in rows),
-        "int8": {
-            "declared": sum(row["placement"] in INT8_PLACEMENTS for row in rows),
-            "multiplied": sum(bool(row["engine"]["int8_product"]) for row in rows),
-        },
-        "sparse": {"eligible": sparsity.eligible, "chosen": sparsity.chosen, "source": source},
-    }
+def _wanted(
+    weight: CodedWeight, place: Place, graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto]
+) -> Wanted:
+    """Return what the file that the backend got declares of a weight: it may be padded, turned or no longer coded."""
+    coded = f"{weight.name}.codes"
+    name = coded if coded in initializers else weight.name
+    tensor = initializers.get(name)
+    nodes = node_names(graph, name)
+    if tensor is None:
+        return Wanted(name, weight.stored.shape, place.container, nodes)
+    return Wanted(name, tuple(tensor.dims), declared_type(graph, name, dtype_name(tensor)), nodes)
 
 
-def _engine(held: Held, place: Place, sparsity: Sparsity, backend: Backend) -> dict[str, Any]:
-    compute, note = held.compute, held.note
-    product = _int8_product(held)
+def _engine(
+    operator: tuple[str, ...], place: Place, held: Held, sparsity: Sparsity, backend: Backend
+) -> dict[str, Any]:
+    compute = held.compute
+    product, notes = _int8_product(held), [held.note]
     if place.placement in INT8_PLACEMENTS and not product:
-        note = "; ".join(filter(None, [note, "no layer of the engine multiplies it with an Int8 activation"]))
+        unknown = "whether it is multiplied with an Int8 activation was not checked: the list has no types"
+        notes.append(unknown if product is None else "no layer of the engine multiplies it with an Int8 activation")
     return {
         "layer": held.layer and held.layer.name,
         "layer_type": held.layer and held.layer.kind,
@@ -106,37 +99,40 @@ def _engine(held: Held, place: Place, sparsity: Sparsity, backend: Backend) -> d
         "bytes": held.constant and held.constant.bytes,
         "computed_by": compute and compute.name,
         "tactic": compute and compute.tactic,
-        "sparse_kernel": None if backend.rtx else _sparse_kernel(compute, sparsity),
+        "fused": held.fused,
+        "fused_with": list(held.fused_with),
+        **sparse_row(held, sparsity, backend, operator),
         "int8_product": product,
-        "held": held.declared and (product or place.placement not in INT8_PLACEMENTS),
-        "note": note,
+        "held": held.declared and (product is not False or place.placement not in INT8_PLACEMENTS),
+        "note": "; ".join(filter(None, notes)) or None,
     }
 
 
-def _int8_product(held: Held) -> bool:
-    """Return whether one layer reads both the weight's constant as Int8 and an activation as Int8."""
+def _int8_product(held: Held) -> bool | None:
+    """Return whether one layer multiplies the weight as Int8 with an activation that is Int8; None where unknown."""
     constant, compute = held.constant, held.compute
     if constant is None or compute is None or constant.dtype != "Int8":
         return False
-    return held.layer == compute and "Int8" in compute.input_types
-
-
-def _sparse_kernel(compute: EngineLayer | None, sparsity: Sparsity) -> bool | None:
-    """Return whether a layer's kernel is a sparse one, None where neither the tactic nor the log says it."""
-    if compute is None or (compute.tactic is None and sparsity.chosen is None):
-        return None
-    return "spars" in (compute.tactic or "").lower() or compute.name in sparsity.chosen_names
+    # Where another layer hands the weight over, it is one of the Int8 tensors that are read.
+    if compute.input_types.count("Int8") > (held.layer != compute):
+        return True
+    if any(kernel in (compute.tactic or "") for kernel in INT8_KERNELS):
+        return True
+    # TensorRT writes `N/A due to dynamic shapes` in place of a format.
+    return None if any(name.startswith("N/A") for name in compute.input_types) else False
 
 
 def _absent(note: str) -> dict[str, Any]:
-    keys = ("layer", "layer_type", "dtype", "bytes", "computed_by", "tactic", "sparse_kernel", "int8_product")
-    return {**dict.fromkeys(keys), "held": False, "note": note}
+    keys = ("layer", "layer_type", "dtype", "bytes", "computed_by", "tactic", "fused", "sparse_eligible",
+            "sparse_chosen", "sparse_note", "int8_product")  # fmt: skip
+    return {**dict.fromkeys(keys), "fused_with": [], "held": False, "note": note}
 
 
 def _row(weight: CodedWeight, place: Place, engine: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a weight that no export described: what can be counted in the file itself."""
     elements = weight.stored.size
     scale_bytes = 0 if weight.scale is None else weight.scale.nbytes
+    sparse = is_sparse(weight)
     return {
         "name": weight.name,
         "op": weight.op,
@@ -144,7 +140,8 @@ def _row(weight: CodedWeight, place: Place, engine: dict[str, Any]) -> dict[str,
         "reason": place.reason,
         "container": place.container,
         "bits": None if weight.codes is None else element_bits(weight.dtype),
-        "pattern": "2:4" if is_sparse(weight) else None,
+        "pattern": "2:4" if sparse else None,
+        "fits_2_4": sparse,
         "shape": list(weight.stored.shape),
         "bytes": {"fp32": 4 * elements, "file": -(-elements * element_bits(weight.dtype) // 8) + scale_bytes},
         "density": int(np.count_nonzero(weight.stored)) / max(elements, 1),

@@ -12,24 +12,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import coded, save, sparse_codes, tensor
 from onnx import TensorProto, helper
+from onnx_nets import coded, save, sparse_codes, tensor
 
 import slope_compile.build.engine as engine_module
-from slope_compile.build.engine import batch_profile, build_engine, build_run, run_worker
-from slope_compile.build.worker import Request
+from slope_compile.build import process
+from slope_compile.build.engine import batch_profile, build_engine, build_run
+from slope_compile.build.worker import Built, Request
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
 from slope_compile.recipe import BatchRange, BuildSection
 from slope_compile.targets.backends import BACKENDS
+from slope_compile.targets.gpu import Gpu
+from slope_compile.targets.options import Options
 
 BATCH = BatchRange(min=1, opt=2, max=4)
 RTX = BACKENDS["tensorrt-rtx"]
 
 
 def run(model: Path, out: Path, **changed: Any) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"target": "a100", "backend": "tensorrt-rtx", "batch": BATCH, "events": Events()}
-    return build_engine(model, out=out, **(arguments | changed))
+    """Build in FP32 for an A100 ahead of time; `changed`: keys of a recipe's build, and `target`."""
+    target = changed.pop("target", "a100")
+    keys: dict[str, Any] = {"backend": "tensorrt-rtx", "batch": BATCH, "precision": "fp32"}
+    return build_engine(model, target, BuildSection(**(keys | changed)), out, Events())
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,7 @@ def test_files(built) -> None:
         "build.log",
         "layers.json",
         "model.engine",
+        "placed.onnx",
     ]  # RTX has no timing cache
     assert json.loads((out / "layers.json").read_text()) == result
 
@@ -62,6 +68,10 @@ def test_header(built) -> None:
         "engine_sha256": hashlib.sha256(engine).hexdigest(),
         "engine_bytes": len(engine),
         "sparse_weights": True,  # the convolution's codes are 2:4
+        "precision": "fp32",
+        "precision_reason": "asked for",
+        "options": Options().as_dict(),
+        "notes": ["TensorRT-RTX builds for a100, but its support matrix does not name that GPU"],
     }
 
 
@@ -76,7 +86,7 @@ def test_rows_say_what_the_engine_holds(built) -> None:
     assert conv["engine"]["note"] is None
     assert conv["engine"]["layer_type"] == "kgen"
     assert conv["engine"]["computed_by"] != conv["engine"]["layer"]  # dequantized apart, multiplied elsewhere
-    assert conv["engine"]["sparse_kernel"] is None
+    assert conv["engine"]["sparse_chosen"] is None
     assert (gemm["name"], gemm["placement"], gemm["pattern"]) == ("f.weight", "int4-weight", None)
     assert (gemm["engine"]["dtype"], gemm["engine"]["bytes"], gemm["engine"]["held"]) == ("Int4", 512, True)
     assert (head["name"], head["placement"], head["bits"]) == ("h.weight", "float", None)
@@ -85,19 +95,11 @@ def test_rows_say_what_the_engine_holds(built) -> None:
 
 
 def test_summary(built) -> None:
-    assert built[2]["summary"] == {
-        "coded": 2,
-        "held": 2,
-        "not_held": [],
-        "types": {"Float": 1, "Int4": 2},
-        "weight_bytes": 2304 + 512 + built[2]["layers"][2]["engine"]["bytes"],
-        "int8": {"declared": 0, "multiplied": 0},
-        "sparse": {
-            "eligible": None,
-            "chosen": None,
-            "source": "not checked: TensorRT-RTX chooses kernels at run time",
-        },
-    }
+    summary = built[2]["summary"]
+    weight_bytes = 2304 + 512 + built[2]["layers"][2]["engine"]["bytes"]
+    assert (summary["coded"], summary["held"], summary["not_held"]) == (2, 2, [])
+    assert (summary["types"], summary["weight_bytes"]) == ({"Float": 1, "Int4": 2}, weight_bytes)
+    assert summary["int8"] == {"declared": 0, "multiplied": 0}
 
 
 def test_log_is_verbose_and_nothing_is_printed(net, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -132,11 +134,12 @@ def test_bytes_that_two_builds_agree_on_are_taken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_bytes: list[bytes], taken: bytes, builds: int
 ) -> None:
     left = list(built_bytes)
-    monkeypatch.setattr(engine_module, "run_worker", lambda *_: (left.pop(0), b"", "1"))
-    assert engine_module._repeated(Any, RTX, tmp_path, tmp_path / "log")[0] == taken  # type: ignore[arg-type]
+    monkeypatch.setattr(process, "run_worker", lambda *_: Built(left.pop(0), b"", "1"))
+    assert process.build_repeated(Any, RTX, tmp_path, tmp_path / "log").engine == taken  # type: ignore[arg-type]
     assert len(built_bytes) - len(left) == builds
     left[:] = [b"measured", b"other"]
-    assert engine_module._repeated(Any, BACKENDS["tensorrt"], tmp_path, tmp_path / "log")[0] == b"measured"  # type: ignore[arg-type]
+    made = process.build_repeated(Any, BACKENDS["tensorrt"], tmp_path, tmp_path / "log")  # type: ignore[arg-type]
+    assert made.engine == b"measured"
     assert len(left) == 1
 
 
@@ -151,13 +154,13 @@ def test_export_rows_are_kept(net, tmp_path: Path) -> None:
         {"name": "gone.weight", "reason": "r", "placement": "float", "bits": None},
     ]
     (export / "layers.json").write_text(json.dumps({"layers": rows}))
-    build_run(BuildSection(batch=BATCH, backend="tensorrt-rtx"), "rtx-ada", export, out, Events())
+    build_run(BuildSection(batch=BATCH, backend="tensorrt-rtx", precision="fp32"), "rtx-ada", export, out, Events())
     result = json.loads((out / "layers.json").read_text())
     assert result["header"]["sm"] == "8.9"
     head, conv, gone, gemm = result["layers"]
     assert head["reason"] == "left alone by the policy"
     assert (conv["bits"], conv["own"], conv["placement"], conv["container"]) == (3, [1], "int4-storage", "INT4")
-    assert "keeps INT4" in conv["reason"]
+    assert "INT4 codes" in conv["reason"]
     assert (gone["engine"]["held"], gone["engine"]["note"]) == (False, "the ONNX file has no such weight")
     assert gemm["name"] == "f.weight"
 
@@ -173,9 +176,8 @@ def test_2_bit_codes_are_built_as_int4(net, tmp_path: Path) -> None:
     result = run(net("INT2"), tmp_path)
     conv = result["layers"][0]
     assert (conv["bits"], conv["container"], conv["bytes"]) == (2, "INT4", {"fp32": 18432, "file": 1152 + 512})
-    assert "cannot import INT2" in conv["reason"]
+    assert "INT2 codes travel in a wider type: TensorRT-RTX cannot import them" in result["header"]["notes"]
     assert (conv["engine"]["dtype"], conv["engine"]["held"]) == ("Int4", True)
-    assert not list(tmp_path.glob("placed*"))
 
 
 def test_fixed_batch_needs_no_profile(net, tmp_path: Path) -> None:
@@ -207,15 +209,15 @@ def test_failing_build_tells_the_builder_s_reason(net, tmp_path: Path, monkeypat
 
 
 def test_a_builder_that_dies_fails_the_build_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_WORKER", "import os, sys; sys.stderr.write('so far\\n'); os.abort()")
+    monkeypatch.setattr(process, "_WORKER", "import os, sys; sys.stderr.write('so far\\n'); os.abort()")
     with pytest.raises(BackendError, match=r"died \(SIGABRT\).*so far"):
-        run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path, tmp_path / "log")
+        process.run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path, tmp_path / "log")
 
 
 def test_a_bug_in_the_worker_is_no_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_WORKER", "raise ValueError('ours')")
+    monkeypatch.setattr(process, "_WORKER", "raise ValueError('ours')")
     with pytest.raises(RuntimeError, match="ValueError: ours"):
-        run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path, tmp_path / "log")
+        process.run_worker(Request("tensorrt-rtx", "m", (8, 0), {}, False), RTX, tmp_path, tmp_path / "log")
 
 
 def test_unknown_target_before_any_work(tmp_path: Path) -> None:
@@ -229,14 +231,61 @@ def test_building_needs_no_torch(net, tmp_path: Path) -> None:
     (tmp_path / "block" / "torch" / "__init__.py").write_text("raise ImportError('torch is blocked')")
     code = (
         "import sys; from pathlib import Path; from slope_compile.build.engine import build_engine\n"
-        "from slope_compile.events import Events; from slope_compile.recipe import BatchRange\n"
-        "build_engine(Path(sys.argv[1]), 'a100', 'tensorrt-rtx', BatchRange(), Path(sys.argv[2]), Events())\n"
+        "from slope_compile.events import Events; from slope_compile.recipe import BuildSection\n"
+        "section = BuildSection(backend='tensorrt-rtx', precision='fp32')\n"
+        "build_engine(Path(sys.argv[1]), 'a100', section, Path(sys.argv[2]), Events())\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "block"), *sys.path])}
     command = [sys.executable, "-c", code, str(net()), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "model.engine").stat().st_size > 0
+
+
+def test_settings_reach_the_builder(net, tmp_path: Path) -> None:
+    header = run(net(), tmp_path, workspace_gib=1.5, optimization_level=1)["header"]
+    assert header["options"] == Options(workspace=3 * 2**29, optimization_level=1).as_dict()
+    log = (tmp_path / "build.log").read_text()
+    assert "optimization level 1" in log
+    assert "WORKSPACE: 1536.00 MiB" in log
+
+
+def test_refused_before_any_work(tmp_path: Path) -> None:
+    for keys, what in (
+        ({"target": "orin"}, "no code generator for SM 8.7"),
+        ({"timing_cache": "t.cache"}, "TensorRT-RTX does not take it"),
+        ({"workspace_gib": 81.0}, "has 80 GiB of memory"),
+        ({"strip": True}, "on a GPU only"),
+    ):
+        with pytest.raises(BackendError, match=what):
+            run(tmp_path / "missing.onnx", tmp_path, **keys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_timing_cache_goes_from_build_to_build(net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with TensorRT on an A100, but for the build itself."""
+    began_with = []
+
+    def build(request: Request, backend: Any, folder: Path, log: Path, cache: bytes) -> Built:
+        began_with.append(cache)
+        log.write_text("")
+        return Built(b"engine", b"measured " + cache, "10.3.0")
+
+    monkeypatch.setattr(engine_module, "build_repeated", build)
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: Gpu("A100", (8, 0)))
+    monkeypatch.setattr("slope_compile.targets.backends.Backend.installed", lambda self: True)
+    monkeypatch.setattr("slope_compile.targets.backends.Backend.installed_version", lambda self: "10.3.0")
+    section, model = BuildSection(backend="tensorrt", precision="fp32"), net()
+    first, second = tmp_path / "first", tmp_path / "second"
+    for out, last in ((first, None), (second, first)):
+        out.mkdir()
+        build_engine(model, "a100", section, out, Events(), last=last)
+    assert began_with == [b"", b"measured "]
+    assert (second / "timing.cache").read_bytes() == b"measured measured "
+    asked = section.model_copy(update={"timing_cache": str(first / "timing.cache")})
+    (first / "timing.cache").write_bytes(b"another")
+    with pytest.raises(ArtifactError, match=r"its sha256 is not the one in timing\.json"):
+        build_engine(model, "a100", asked, second, Events())
 
 
 @pytest.mark.parametrize(("version", "flag"), [("10.3.0", True), ("11.4.0", False)])
@@ -254,8 +303,9 @@ asked = {{}}
 create = loader.CreateNetwork.__init__
 loader.CreateNetwork.__init__ = lambda self, **arguments: (asked.update(arguments), create(self, **arguments))[1]
 request = worker.Request("tensorrt", sys.argv[1], (8, 0), {{"x": ([1, 4, 6, 6], [2, 4, 6, 6], [4, 4, 6, 6])}}, True)
-engine, cache, version = worker._build(request, BACKENDS["tensorrt"], trt)
-assert engine and cache and version == {version!r}
+worker.inspect = lambda *_: "asked"  # TensorRT-RTX loads nothing without a GPU
+built = worker.build(request, BACKENDS["tensorrt"], trt, b"")
+assert built.engine and built.cache and built.version == {version!r} and built.inspector == "asked"
 assert asked == {{"strongly_typed": {flag}}}, asked
 """
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(net("INT8"))]
@@ -317,6 +367,7 @@ def test_int8_products_are_read_from_the_layer_list(tmp_path: Path, high: int) -
     nodes.append(helper.make_node("Gemm", ["v", "f.weight"], ["y"], name="f", transB=1))
     result = run(save(tmp_path / "m.onnx", nodes, tensors, ["batch", 4, 6, 6], "y"), tmp_path)
     found = {row["name"]: (row["placement"], row["engine"]["int8_product"]) for row in result["layers"]}
-    assert found == {"a.weight": ("sparse-int8", True), "b.weight": ("int8", True), "f.weight": ("int8-weight", False)}
+    assert (found["a.weight"], found["b.weight"]) == (("sparse-int8", True), ("int8", True))
+    assert found["f.weight"][1] is False  # its activation is in float
     assert all(row["engine"]["held"] for row in result["layers"][:2])
     assert result["summary"]["int8"] == {"declared": 2, "multiplied": 2}

@@ -10,6 +10,7 @@ import pytest
 from slope_compile.build.header import check_engine
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.targets.gpu import Gpu
+from slope_compile.targets.options import Options
 
 A100 = Gpu("NVIDIA A100", (8, 0))
 
@@ -22,7 +23,7 @@ def header(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return {
         "backend": "tensorrt", "version": "10.3.0", "target": "a100", "sm": "8.0", "profile": {}, "onnx_sha256": "0",
-        "engine_sha256": "0", "engine_bytes": 1, "sparse_weights": False,
+        "engine_sha256": "0", "engine_bytes": 1, "sparse_weights": False, "options": Options().as_dict(),
     }  # fmt: skip
 
 
@@ -61,3 +62,25 @@ def test_not_our_header(header: dict[str, Any], change: dict[str, Any], what: st
         del header["version"]
     with pytest.raises(ArtifactError, match=what):
         check_engine(header | change, A100)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"strip": True}, "without its weights"), ({"version_compatible": True}, "brings a runtime of its own")],
+)
+def test_engines_that_are_not_run_here(header: dict[str, Any], change: dict[str, Any], what: str) -> None:
+    with pytest.raises(BackendError, match=what):
+        check_engine(header | {"options": header["options"] | change}, A100)
+
+
+def test_an_engine_for_ampere_and_later_runs_on_ada(header: dict[str, Any]) -> None:
+    header["options"]["hardware_compatibility"] = "ampere-plus"
+    check_engine(header, Gpu("RTX 4090", (8, 9)))
+    with pytest.raises(BackendError, match="built for SM"):
+        check_engine(header, Gpu("T4", (7, 5)))
+
+
+@pytest.mark.parametrize("options", [3, {}, {"strip": True}])
+def test_damaged_options(header: dict[str, Any], options: Any) -> None:
+    with pytest.raises(ArtifactError, match="names the options"):
+        check_engine(header | {"options": options}, A100)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from onnx import TensorProto, helper
 
-from slope_compile.build.holding import Wanted, find_held, node_names
+from slope_compile.build.holding import Wanted, declared_type, find_held, node_names
+from slope_compile.build.inspector import parse_inspector
 from slope_compile.build.layers import Constant, EngineLayer, parse_layers
 
 DATA = Path(__file__).parent / "data"
@@ -27,6 +28,9 @@ def test_real_rtx_log() -> None:
     assert second.layer is not None and second.layer.name == "__myl_CastMulCast_myl0_9"
     assert second.compute is not None and second.compute.name == "__myl_CorrMulAddRelu_myl0_10"
     assert third.layer is third.compute  # dequantized inside the GEMM
+    assert [held.fused for held in (first, second, third)] == [False, False, True]
+    assert second.fused_with == ("node__native_batch_norm_legit_no_training_1__0", "node_relu_1")
+    assert third.fused_with == ()
 
 
 def test_tensorrt_holds_half_where_int4_was_declared() -> None:
@@ -107,3 +111,88 @@ def test_node_names() -> None:
     graph = helper.make_graph(nodes, "g", [info], [info])
     assert node_names(graph, "w.codes") == ("w.dq", "node_of_wt", "mm")
     assert node_names(graph, "nothing") == ()
+
+
+def wanted(name: str, shape: tuple[int, ...], dtype: str, *more: str) -> Wanted:
+    return Wanted(f"{name}.weight.codes", shape, dtype, (f"{name}.weight.dq", *more, name))
+
+
+def test_inspector_of_tensorrt_10() -> None:
+    layers = parse_inspector((DATA / "inspector10.json").read_text())
+    stem, body, down, side, head = find_held(
+        [
+            Wanted("stem.weight.codes", (64, 3, 3, 3), "INT8", ("stem.weight.dq", "stem.conv")),
+            Wanted("body.weight.codes", (128, 64, 3, 3), "INT8", ("body.weight.dq", "body.conv")),
+            Wanted("down.weight.codes", (128, 128, 1, 1), "INT8", ("down.weight.dq", "down.conv")),
+            Wanted("side.weight.codes", (64, 128, 1, 1), "INT8", ("side.weight.dq", "side.conv")),
+            Wanted("head.weight.codes", (10, 128), "INT4", ("head.weight.dq", "head.turn", "head.fc")),
+        ],
+        layers,
+    )
+    assert all(held.declared for held in (stem, body, down, side, head))
+    assert stem.note == "padded from 1728 elements to 2304"  # 3 channels to 4, of which only the count tells
+    assert (body.fused, body.fused_with, body.note) == (True, ("body.relu",), None)
+    assert down.layer is side.layer is not None
+    assert [held.constant.bytes for held in (down, side) if held.constant] == [128 * 128, 64 * 128]  # each its share
+    assert side.note == "one constant together with down.weight.codes"
+    assert (head.fused, head.compute and head.compute.name) == (False, "head.fc_myl0_1")
+
+
+def test_inspector_of_tensorrt_11() -> None:
+    layers = parse_inspector((DATA / "inspector11.json").read_text())
+    names = ("q", "k", "v")
+    fcs = [Wanted(f"{n}.weight.codes", (64, 64), "INT8", (f"{n}.weight.dq", f"{n}.fc")) for n in names]
+    mlp = Wanted("mlp.weight.codes", (256, 64), "INT4", ("mlp.weight.dq", "mlp.fc"))
+    *qkv, held = find_held([*fcs, mlp], layers)
+    assert {one.layer.name for one in qkv if one.layer} == {"q.fc+k.fc+v.fc_myl0_3"}
+    assert all(one.fused and one.declared for one in qkv)
+    assert (held.fused, held.fused_with) == (True, ("mlp.gelu",))
+
+
+def test_a_shared_constant_must_hold_all_of_its_weights() -> None:
+    fused = layer("a || b", [Constant("Weights", (24,), "Int8")], ("a.weight.dq", "a", "b.weight.dq", "b"))
+    a, b = find_held([wanted("a", (2, 4), "INT8"), wanted("b", (2, 4), "INT8")], [fused])
+    assert a.constant is b.constant is None
+
+
+def test_a_tensor_that_two_operators_share() -> None:
+    one = layer("k", [Constant("w.codes_constantInt8", (8, 8), "Int8")], ("w.dq", "first"), ("x",))
+    first, second = find_held([Wanted("w.codes", (8, 8), "INT8", ("w.dq", "first"))] * 2, [one])
+    assert first == second
+    assert first.declared
+
+
+def test_a_row_of_scales_is_not_the_matrix() -> None:
+    """Seen beside a quantized MatMul: a folded row as long as a small matrix has numbers."""
+    one = layer("k", [Constant("folded_dconst", (1, 64), "Int8")], ("w.dq", "op"))
+    (held,) = find_held([Wanted("w.codes", (8, 8), "INT8", ("w.dq", "op"))], [one])
+    assert held.constant is None
+
+
+def test_a_layer_that_reads_nothing_computes_nothing() -> None:
+    """Dequantized apart, moved, multiplied; the list names the operator in all three."""
+    holder = EngineLayer("h", "kgen", (Constant("w_dconst", (8, 8), "Int4"),), (), ("h.out",), None, ("w.dq", "op"))
+    move = EngineLayer("m", "kgen", (), ("h.out",), ("m.out",), None, (), ("Half",))
+    epilogue = EngineLayer("e", "kgen", (), ("g.out",), ("y",), None, ("op",), ("Half",))
+    gemm = EngineLayer("g", "gemm", (), ("x", "m.out"), ("g.out",), None, ("op", "add"), ("Half", "Half"))
+    (held,) = find_held([Wanted("w.codes", (8, 8), "INT4", ("w.dq", "op"))], [holder, move, epilogue, gemm])
+    assert (held.fused, held.compute and held.compute.name, held.fused_with) == (False, "g", ("add",))
+
+
+def test_only_a_count_of_padded_channels() -> None:
+    for count, fits in ((64 * 4 * 49, True), (64 * 36 * 49, False), (64 * 3 * 50, False), (70 * 4 * 49, False)):
+        one = layer("k", [Constant("Weights", (count,), "Half")], ("op",))
+        (held,) = find_held([Wanted("w", (64, 3, 7, 7), "FLOAT16", ("op",))], [one])
+        assert (held.constant is not None) is fits, count
+
+
+def test_floats_declare_what_they_are_cast_to() -> None:
+    cast = helper.make_node("Cast", ["w"], ["w16"], name="cast", to=TensorProto.FLOAT16)
+    nodes = [cast, helper.make_node("MatMul", ["x", "w16"], ["y"], name="mm")]
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph(nodes, "g", [info], [info])
+    assert declared_type(graph, "w", "FLOAT") == "FLOAT16"
+    assert declared_type(graph, "nothing", "FLOAT") == "FLOAT"
+    dequantize = helper.make_node("DequantizeLinear", ["w.codes", "s"], ["w"], name="w.dq")
+    graph = helper.make_graph([dequantize, *nodes], "g", [info], [info])
+    assert declared_type(graph, "w.codes", "INT4") == "INT4"

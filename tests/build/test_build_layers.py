@@ -35,7 +35,7 @@ def test_rtx() -> None:
     assert "__myln_k_arg__bb1_19_myl0" in conv.inputs
     assert conv.tactic is None  # chosen at run time
     assert conv.onnx[0] == "node_Conv_292"
-    assert found["node_Conv_310_myl0_54"].tactic == "__myelin_CASK_STUB"
+    assert found["node_Conv_310_myl0_54"].tactic is None  # so is what stands in for a kernel
     gemm = found["__myl_CastMulCastFc_myl0_56"]
     assert gemm.constants[1] == Constant("__mye2252_dconst_myl0", (512, 10), "Int8")
     assert gemm.onnx == ("fc.weight.dq", "node_linear")
@@ -48,6 +48,8 @@ def test_tensorrt_10() -> None:
     assert conv.constants == (Constant("Weights", (73728,), "Int8"),)
     assert conv.tactic == "sm80_xmma_fprop_sparse_conv_interleaved_i8i8_i8i32_f32_tilesize128x128x128"
     assert conv.onnx == ("body.conv.weight.dq", "body.conv", "body.relu[0]")
+    assert conv.sparse_weights is True
+    assert found["Reformatting CopyNode for Input Tensor 0 to stem.conv"].onnx == ()
     gemm = found["head.fc_myl9_4"]
     assert gemm.inputs[0] == "pooled'.1_4"
     assert [c.name for c in gemm.constants] == ["__mye595_dconst", "head.bias _ ONNXTRT_Broadcast_6_constantHalf"]
@@ -62,6 +64,37 @@ def test_worded_types() -> None:
     (layer,) = parse_layers(f"Layers:\n{line}\n")
     assert layer.constants == (Constant("w_const", (2, 3), "Half"),)
     assert layer.constants[0].bytes == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "constant"),
+    [
+        ("__mye595_dconst", True), ("__mye5778dconst_myl0", True), ("__mye34841_const_myl0", True),
+        ("__mye16709_const-lit-in_myl0", True), ("head.bias _ ONNXTRT_Broadcast_6_constantHalf", True),
+        ("a.codes_constantInt4_myl0", True), ("constellation", False), ("reconstruct.out", False), ("x", False),
+    ],
+)  # fmt: skip
+def test_only_myelin_s_names_are_constants(name: str, constant: bool) -> None:
+    line = f"Name: a, LayerType: k, Inputs: [ {{ Name: {name}, Dimensions: [4], Format/Datatype: Half }}], "
+    (layer,) = parse_layers(f"Layers:\n{line}Outputs: [], TacticName: t, StreamId: 0, Metadata: \n")
+    assert bool(layer.constants) is constant
+    assert layer.input_types == (() if constant else ("Half",))
+
+
+@pytest.mark.parametrize("between", ["", "\x1e", "\x1f", " "])
+def test_node_names_are_separated_in_several_ways(between: str) -> None:
+    line = "Name: a, LayerType: x, Inputs: [], Outputs: [], TacticName: , StreamId: 0, Metadata: "
+    (layer,) = parse_layers(f"Layers:\n{line}[ONNX Layer: one]{between}[ONNX Layer: two[0]]\n")
+    assert layer.onnx == ("one", "two[0]")
+
+
+def test_a_list_without_metadata() -> None:
+    """TensorRT 8.5 and before."""
+    line = "Name: {}, LayerType: {}, Inputs: [], Outputs: [], TacticName: t, TacticValue: 0x1"
+    one, two = parse_layers(
+        f"Layers:\n{line.format('a + b || c', 'CaskConvolution')}\n{line.format('for a + b', 'Reformat')}\n"
+    )
+    assert (one.onnx, two.onnx) == (("a", "b", "c"), ())
 
 
 def test_the_last_list_counts() -> None:
@@ -85,6 +118,7 @@ def test_sparsity_new_wording() -> None:
     found = parse_sparsity((DATA / "trt10.txt").read_text())
     assert (found.eligible, found.chosen) == (3, 1)
     assert found.chosen_names == {"body.conv + body.relu"}
+    assert found.eligible_names == {"stem.conv", "body.conv + body.relu", "head.fc"}
 
 
 def test_sparsity_old_wording() -> None:

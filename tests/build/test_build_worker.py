@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from slope_compile.build.worker import Request, clean_reason, parse_error
+from slope_compile.build.worker import Built, Request, clean_reason, parse_error
 from slope_compile.targets.backends import BACKENDS
+from slope_compile.targets.options import Options
 
 RTX = BACKENDS["tensorrt-rtx"]
 
@@ -59,8 +60,19 @@ def test_parse_error_without_errors() -> None:
 
 @pytest.mark.parametrize("profile", [{}, {"x": ([1, 3], [2, 3], [4, 3])}])
 def test_request_survives_the_pipe(profile: dict[str, Any]) -> None:
-    request = Request("tensorrt-rtx", "/m.onnx", (8, 0), profile, True)
-    assert Request(**json.loads(request.to_json())).to_json() == request.to_json()
+    request = Request("tensorrt-rtx", "/m.onnx", (8, 0), profile, True, Options(workspace=4096, strip=True, dla=1))
+    assert "\n" not in request.to_json()
+    read = Request.from_json(request.to_json().encode())
+    assert (read.sm, read.options) == (request.sm, request.options)
+    assert read.to_json() == request.to_json()
+
+
+def test_an_answer_survives_the_pipe() -> None:
+    made = Built(b"engine\n", b"\0cache", "10.3.0", '{"Layers": ["é"]}')
+    head, _, body = made.to_answer().partition(b"\n")
+    assert Built.from_answer(json.loads(head), body) == made
+    with pytest.raises(RuntimeError, match="sent 3 bytes"):
+        Built.from_answer(json.loads(head), b"cut")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
@@ -88,3 +100,14 @@ def test_a_killed_command_leaves_no_builder_behind() -> None:
             return
         threading.Event().wait(0.01)
     raise AssertionError("the builder outlived its parent")
+
+
+def test_the_process_that_builds_imports_little() -> None:
+    """It runs on devices, and what it allocates before TensorRT is loaded moves addresses."""
+    code = "import sys; import slope_compile.build.worker; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["numpy", "onnx", "onnx_ir", "onnxruntime", "pydantic", "torch", "yaml", "polygraphy", "tensorrt_rtx"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *heavy], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
