@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from slope_compile.errors import ArtifactError, DataError
 from slope_compile.metric_names import words
@@ -17,6 +16,7 @@ from slope_compile.verify.runners import Arrays, TorchRunner, input_names, outpu
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
     from torch import nn
 
 NAME = "metric"

@@ -11,15 +11,16 @@ from slope_compile.compression.codes import CodedTensor
 from slope_compile.events import Events
 from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights
+from slope_compile.verify.allowed import of_engine, of_outputs
 from slope_compile.verify.digests import Digests, check_digests
 from slope_compile.verify.engine import EngineUnderTest, check_engine
 from slope_compile.verify.golden import read_golden
 from slope_compile.verify.metric import MetricTask, check_metric
 from slope_compile.verify.parity import check_default, check_onnx, named
+from slope_compile.verify.placed import check_placed
 from slope_compile.verify.runners import Arrays, default_session, random_feed, reference_session
-from slope_compile.verify.segments import moved_by_jitter
 from slope_compile.verify.steps import step_problems
-from slope_compile.verify.tolerance import Tolerance, tolerance_of, widened
+from slope_compile.verify.tolerance import Tolerance, tolerance_of
 from slope_compile.verify.verdict import Check, Once, T, Verdict, attempt
 from slope_compile.verify.weights import check_codes, check_pattern
 
@@ -37,8 +38,10 @@ def verify_model(
     golden: Path | None = None,
     samples: Sequence[Arrays] | None = None,
     engine: EngineUnderTest | None = None,
+    placed: Path | None = None,
     metric: MetricTask | Callable[[], MetricTask] | None = None,
     digests: Digests | None = None,
+    allowed: Tolerance | None = None,
     events: Events | None = None,
 ) -> Verdict:
     """Run every check, in order, whatever the earlier ones found.
@@ -54,23 +57,25 @@ def verify_model(
         samples: Further inputs for parity: ONNX input name -> array, batch first. None: random ones of the file's own
             input shape where there are no golden ones.
         engine: An engine built from the file.
+        placed: The ONNX file that the build made of it for the engine.
         metric: The validation split and the accuracies to compare with, or what prepares them.
         digests: How the files compare with their manifest.
+        allowed: How far the engine's outputs may be off; None: derived here.
         events: Told how far the verification is.
     """
     told = events or Events()
     session = Once(lambda: reference_session(onnx))
     weights = Once(lambda: coded_weights(onnx))
     quantizers = Once(lambda: stored_quantizers(onnx))
-    tolerance = Once(lambda: of_outputs(tolerance_of(weights())))
-    engine_tolerance = Once(lambda: of_outputs(tolerance_of(weights(), ten_bits=True)))
+    tolerance = Once(lambda: of_outputs(tolerance_of(weights()), onnx, weights(), quantizers(), feeds()))
+    engine_tolerance = Once(lambda: allowed or of_engine(onnx, weights(), quantizers(), feeds(), placed))
     expected = (
         None
         if codes is None
         else _once(codes, cast(Any, lambda: load_codes(cast(Path, codes))), isinstance(codes, Path))
     )
     trained = None if model is None else _once(model, cast(Any, model), not hasattr(model, "named_modules"))
-    kept = None if golden is None else Once(lambda: named(read_golden(golden), session()))
+    kept = None if golden is None else Once(lambda: named(read_golden(golden), onnx))
     task = None if metric is None else _once(metric, cast(Any, metric), not isinstance(metric, MetricTask))
 
     def further() -> Sequence[Arrays]:
@@ -80,11 +85,6 @@ def verify_model(
 
     def feeds() -> list[Arrays]:
         return [*([kept().inputs] if kept is not None else []), *further()]
-
-    def of_outputs(floats: Tolerance) -> Tolerance:
-        if not quantizers():
-            return floats
-        return widened(floats, len(weights()), lambda eps: moved_by_jitter(onnx, quantizers(), feeds(), eps))
 
     def steps(model: nn.Module, inputs: Sequence[Arrays], figures: dict[str, Any]) -> list[str] | None:
         return step_problems(onnx, model, session(), inputs, tolerance_of(weights()), figures)
@@ -98,7 +98,8 @@ def verify_model(
         "codes": lambda: check_codes(weights, expected, trained, quantizers),
         "parity.onnx": lambda: check_onnx(session, tolerance, trained, kept, further, steps),
         "parity.onnx-default": lambda: check_default(session, lambda: default_session(onnx), feeds()),
-        "parity.engine": lambda: check_engine(engine, onnx, session, engine_tolerance, feeds),
+        "parity.placed": lambda: check_placed(placed, onnx, session, weights, quantizers, feeds),
+        "parity.engine": lambda: check_engine(engine, onnx, session, engine_tolerance, feeds, kept),
         "metric": lambda: check_metric(task, session, trained, share),
     }
     checks: list[Check] = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 
 from slope_compile.errors import ArtifactError
+from slope_compile.qdq.tensors import load_model
 from slope_compile.verify.detections import Detections, are_detections, match
 from slope_compile.verify.golden import Golden
 from slope_compile.verify.runners import (
@@ -20,14 +21,14 @@ from slope_compile.verify.runners import (
     TorchRunner,
     infer,
     infer_onnx,
-    input_names,
-    output_names,
+    interface,
     quiet,
 )
 from slope_compile.verify.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason, significant
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
     from torch import nn
 
 
@@ -197,13 +198,13 @@ def check_default(
     return Check("parity.onnx-default", "pass", moved, found.figures())
 
 
-def named(golden: Golden, session: ort.InferenceSession) -> Pair:
+def named(golden: Golden, onnx: Path) -> Pair:
     """Give golden arrays the names of the ONNX model's one input and its outputs, in the model's order.
 
     Raises:
-        ArtifactError: If the model has several inputs, or other outputs.
+        ArtifactError: If the model cannot be read, has several inputs, or other outputs.
     """
-    inputs, outputs = input_names(session), output_names(session)
+    inputs, outputs = interface(load_model(onnx).graph)
     kept = dict(golden.outputs)
     if list(kept) == [""] and len(outputs) == 1:
         kept = {outputs[0]: kept[""]}

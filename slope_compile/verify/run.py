@@ -50,6 +50,7 @@ def verify_run(recipe: Recipe, folder: RunFolder, target: str, out: Path, events
         model=lambda: _trained(recipe, train),
         golden=export / "golden.safetensors",
         engine=_engine(folder, target, digests),
+        placed=folder.stage_path(built) / "placed.onnx" if (built := f"build/{target}") in folder.records else None,
         metric=lambda: _metric(recipe, train / "metrics.json", folder.records["train"].key),
         digests=digests,
         events=events,

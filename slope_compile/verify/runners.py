@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 from polygraphy.backend.base import BaseRunner
-from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 from polygraphy.datatype import DataType
@@ -26,11 +24,14 @@ from polygraphy.logger import G_LOGGER
 from slope_compile.verify.verdict import NotCheckedError
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
+    from onnx import GraphProto
     from torch import Tensor, nn
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]  # tensor name -> array, batch first
 RANDOM_BATCH = 8  # samples, where nobody gave any
+NO_ONNXRUNTIME = "onnxruntime is not installed"
 FATAL = 4  # ONNX Runtime's severity below which it writes to stderr; what it has to say is in its exceptions
 
 
@@ -43,21 +44,37 @@ def quiet() -> Iterator[None]:
 
 def reference_session(onnx: Path) -> ort.InferenceSession:
     """Load a model without any graph optimization: what the file says is what is computed."""
-    return _session(onnx, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    return load_session(str(onnx))
 
 
 def default_session(onnx: Path) -> ort.InferenceSession:
     """Load a model with ONNX Runtime's default optimizations, as its users do."""
-    return _session(onnx, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    return load_session(str(onnx), optimized=True)
 
 
-def _session(onnx: Path, level: ort.GraphOptimizationLevel) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level
+def load_session(model: str | bytes, optimized: bool = False, folder: Path | None = None) -> ort.InferenceSession:
+    """Load a model into ONNX Runtime, on the CPU.
+
+    Args:
+        model: The file, or its bytes.
+        optimized: With the default optimizations; otherwise without any.
+        folder: Where the external data of a model given as bytes lies.
+
+    Raises:
+        NotCheckedError: If ONNX Runtime is not here: a device needs none to run an engine.
+    """
+    try:
+        import onnxruntime as ort
+    except ModuleNotFoundError:
+        raise NotCheckedError(NO_ONNXRUNTIME) from None
+    options, levels = ort.SessionOptions(), ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = FATAL
     # Idle threads sleep instead of spinning: torch and two sessions take turns on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(onnx), sess_options=options, providers=["CPUExecutionProvider"])
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return ort.InferenceSession(model, sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def input_names(session: ort.InferenceSession) -> list[str]:
@@ -68,6 +85,12 @@ def input_names(session: ort.InferenceSession) -> list[str]:
 def output_names(session: ort.InferenceSession) -> list[str]:
     """Return the names of a session's outputs, in the order in which the model returns them."""
     return [value.name for value in session.get_outputs()]
+
+
+def interface(graph: GraphProto) -> tuple[list[str], list[str]]:
+    """Return the names of a graph's inputs and outputs, as a session of it has them: an initializer is no input."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name not in constants], [v.name for v in graph.output]
 
 
 def random_feed(session: ort.InferenceSession) -> Arrays:
@@ -98,6 +121,8 @@ def infer(runner: BaseRunner, feeds: Sequence[Arrays]) -> list[Arrays]:
 
 def infer_onnx(session: ort.InferenceSession, feeds: Sequence[Arrays], name: str) -> list[Arrays]:
     """Run an ONNX Runtime session over feeds."""
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
     return infer(OnnxrtRunner(session, name=name), feeds)
 
 

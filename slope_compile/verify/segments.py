@@ -14,15 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper
 
 from slope_compile.qdq.activations import StoredQuantizer
 from slope_compile.qdq.tensors import load_model
-from slope_compile.verify.runners import FATAL, Arrays
+from slope_compile.verify.runners import Arrays, load_session
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 DRAWS = 3  # of jitter
 _DECIDES = ("TopK", "Loop", "NonMaxSuppression", "NonZero")  # a detector's choices, which a last bit may turn
@@ -119,9 +122,4 @@ def _run(session: ort.InferenceSession, feed: Arrays) -> Arrays:
 
 
 def _session(model: onnx.ModelProto, path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = FATAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return load_session(model.SerializeToString(), folder=path.parent)

@@ -23,10 +23,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
 from slope_compile.qdq.checks import Finding
@@ -39,12 +38,29 @@ from slope_compile.verify.tolerance import Tolerance
 from slope_compile.verify.verdict import significant
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
     from torch import nn
 
-    from slope_compile.compression.activations import ActivationQuantizer, TrainedQuantizer
+    from slope_compile.compression.activations import ActivationQuantizer
 
 CHUNK = 4  # samples at a time: what all quantizers read and make is held at once
 Calls = Mapping[str, Sequence["Quantized"]]  # quantizer -> its calls
+
+
+class Levels(Protocol):
+    """A quantizer, trained or stored."""
+
+    @property
+    def scale(self) -> float:
+        """The step."""
+
+    @property
+    def low(self) -> int:
+        """The lowest level."""
+
+    @property
+    def high(self) -> int:
+        """The highest."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ class StepDifference:
         """Whether so few are outside as may be."""
         return self.outside <= self.share * self.elements
 
-    def add(self, trained: Quantized, found: Array, quantizer: TrainedQuantizer, allowed: Tolerance) -> None:
+    def add(self, trained: Quantized, found: Array, quantizer: Levels, allowed: Tolerance) -> None:
         """Count the integers of one call."""
         x = trained.read.astype(np.float64) / quantizer.scale
         reach = float(np.abs(x).max(initial=0.0))  # max|x| / s

@@ -27,7 +27,8 @@ class Check:
     """One check of a verification.
 
     Args:
-        name: `digest`, `pattern`, `codes`, `parity.onnx`, `parity.onnx-default`, `parity.engine` or `metric`.
+        name: `digest`, `pattern`, `codes`, `parity.onnx`, `parity.onnx-default`, `parity.placed`, `parity.engine` or
+            `metric`.
         status: What came of it.
         detail: One line for a person: what was found, or why it could not be checked.
         figures: What was measured, ready for JSON; no times.

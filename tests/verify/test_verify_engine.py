@@ -13,11 +13,14 @@ from verify_twins import CHANNELS, SIDE, make_twin
 from slope_compile.artifacts import FileDigest
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.targets.gpu import Gpu, find_gpu
+from slope_compile.targets.options import Options
 from slope_compile.verify import engine as engine_module
 from slope_compile.verify.engine import EngineUnderTest, check_engine, split
+from slope_compile.verify.golden import read_golden
+from slope_compile.verify.parity import named
 from slope_compile.verify.runners import reference_session
 from slope_compile.verify.tolerance import tolerance_of
-from slope_compile.verify.verdict import Check, Once, attempt
+from slope_compile.verify.verdict import Check, NotCheckedError, Once, attempt
 
 A100 = Gpu("NVIDIA A100", (8, 0))
 # An engine that is an ONNX file, run by a process that speaks the worker's protocol.
@@ -42,20 +45,29 @@ def check(tmp_path: Path) -> Callable[..., Check]:
     weights = coded_weights(onnx)
     inputs = np.random.default_rng(0).standard_normal((10, CHANNELS, SIDE, SIDE), dtype=np.float32)
 
-    def run(trusted: bool = True, feeds: Any = None, **facts: Any) -> Check:
+    def run(trusted: bool = True, feeds: Any = None, golden: Any = None, absent: bool = False, **facts: Any) -> Check:
         header = {
             "backend": "tensorrt", "version": "10.3.0", "target": "a100", "sm": "8.0",
             "profile": {"input": {"min": [1, 8, 6, 6], "opt": [4, 8, 6, 6], "max": [4, 8, 6, 6]}},
             "onnx_sha256": FileDigest.of(onnx).sha256, "engine_sha256": "0", "engine_bytes": 1, "sparse_weights": True,
+            "options": Options().as_dict(),
         }  # fmt: skip
         layers = tmp_path / "layers.json"
         layers.write_text(json.dumps({"header": header | facts, "layers": []}))
         under_test = EngineUnderTest(tmp_path / "model.engine", layers, trusted)
         given = [{"input": inputs}] if feeds is None else feeds
         session, tolerance = Once(lambda: reference_session(onnx)), Once(lambda: tolerance_of(weights, ten_bits=True))
-        return attempt("parity.engine", lambda: check_engine(under_test, onnx, session, tolerance, lambda: given))
+        if absent:
+            session = Once(no_onnxruntime)
+        return attempt(
+            "parity.engine", lambda: check_engine(under_test, onnx, session, tolerance, lambda: given, golden)
+        )
 
     return run
+
+
+def no_onnxruntime() -> Any:
+    raise NotCheckedError("onnxruntime is not installed")
 
 
 @pytest.fixture
@@ -120,6 +132,26 @@ def test_the_engines_outputs_are_compared_in_batches_that_its_profile_allows(
     assert found.status == status, found.detail
     if factor == "1":
         assert found.figures["relative"] <= found.figures["tolerance"]
+
+
+@pytest.mark.parametrize(("factor", "status"), [("1", "pass"), ("1.5", "fail")])
+def test_where_onnxruntime_is_absent_the_golden_outputs_stand_in_for_it(
+    factor: str,
+    status: str,
+    check: Callable[..., Check],
+    with_gpu: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = STAND_IN.replace("FACTOR", f"np.float32({factor})").replace("import json", "import json, numpy as np", 1)
+    monkeypatch.setattr(engine_module, "_WORKER", worker)
+    twin = make_twin()
+    twin.golden(tmp_path / "golden.safetensors")
+    golden = Once(lambda: named(read_golden(tmp_path / "golden.safetensors"), tmp_path / "model.onnx"))
+    found = check(absent=True, golden=golden)
+    assert found.status == status, found.detail
+    assert "of the golden outputs (onnxruntime is not installed)" in found.detail
+    assert check(absent=True).detail == "onnxruntime is not installed"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     twin.write(export / "model.onnx")
     twin.golden(export / "golden.safetensors")
     (build / "model.engine").write_bytes(b"plan")
+    twin.write(build / "placed.onnx")
     header = {"onnx_sha256": FileDigest.of(export / "model.onnx").sha256, "sm": "8.0", "target": "a100"}
     (build / "layers.json").write_text(json.dumps({"header": header, "layers": []}))
     for stage in ("train", "export", "build/a100"):
@@ -91,7 +92,7 @@ def test_a_whole_run_passes_every_check_but_the_engines(run: RunFolder) -> None:
     assert {check.name: check.status for check in verdict.checks if check.status != "pass"} == {
         "parity.engine": "not checked"
     }
-    assert verdict["digest"].figures["files"] == 7
+    assert verdict["digest"].figures["files"] == 8
     assert verdict["metric"].figures["items"] == 20
     assert verdict["metric"].figures["onnx"] == 1.0
 
@@ -116,8 +117,9 @@ def test_an_edited_file_fails_digest_and_is_examined_all_the_same(run: RunFolder
     [
         ("train/codes.safetensors", {"digest", "codes"}),
         ("train/metrics.json", {"digest", "metric"}),
-        ("export/golden.safetensors", {"digest", "parity.onnx", "parity.onnx-default"}),
+        ("export/golden.safetensors", {"digest", "parity.onnx", "parity.onnx-default", "parity.placed"}),
         ("build/a100/layers.json", {"digest", "parity.engine"}),
+        ("build/a100/placed.onnx", {"digest", "parity.placed"}),
         ("train/checkpoint.safetensors", {"digest"}),
     ],
 )
