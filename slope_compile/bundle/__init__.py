@@ -1,0 +1,1 @@
+"""One archive that takes an export to a device, and building and verifying from it there. Needs no torch."""

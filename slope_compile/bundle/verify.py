@@ -1,0 +1,117 @@
+"""Verifying a bundle and its engine on the device: what needs torch or the data set is `not checked`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slope_compile import machine
+from slope_compile.bundle import contents as names
+from slope_compile.bundle.build import prove_placed, stage_of
+from slope_compile.bundle.expected import NAME as LAYERS
+from slope_compile.bundle.expected import check_layers
+from slope_compile.bundle.listed import read_places
+from slope_compile.bundle.opened import STAGE, OpenBundle
+from slope_compile.errors import CheckFailedError
+from slope_compile.events import Events
+from slope_compile.qdq.reader import coded_weights
+from slope_compile.verify.digests import Digests
+from slope_compile.verify.engine import EngineUnderTest
+from slope_compile.verify.files import write_verdict
+from slope_compile.verify.metric import MetricTask
+from slope_compile.verify.model import verify_model
+from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.verdict import Check, NotCheckedError, Verdict, attempt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PLACEMENT = "placement"
+
+
+def verify_bundle(bundle: OpenBundle, events: Events) -> Verdict:
+    """Run every check that needs neither torch nor data; writes `verify/TARGET/verify.json` and `junit.xml`.
+
+    Files that are not what the manifest says fail the `digest` check, and are examined all the same.
+
+    Args:
+        bundle: Whose folder's lock is held.
+        events: Who is told.
+
+    Raises:
+        StorageError: If the verdict cannot be written.
+    """
+    contents, files, folder = bundle.contents, bundle.files, bundle.folder
+    stage = f"verify/{contents.target}"
+    events.emit("stage_start", stage=stage, reason="asked for")
+    started = time.monotonic()
+    machine.restart_peak_memory()
+    digests = _digests(bundle)
+    verdict = verify_model(
+        files / names.MODEL,
+        codes=files / names.CODES,
+        model=_no_model,
+        golden=files / names.GOLDEN,
+        engine=_engine(bundle, digests),
+        metric=_no_data,
+        digests=digests,
+        placed=files / names.PLACED,
+        allowed=Tolerance(contents.allowed.relative, contents.allowed.derivation),
+        events=events,
+    )
+    own = {PLACEMENT: lambda: _check_placement(files), LAYERS: lambda: _check_layers(bundle)}
+    checks = [attempt(name, check) for name, check in own.items()]
+    for check in checks:
+        events.emit("check", name=check.name, status=check.status, detail=check.detail)
+    verdict = Verdict((*verdict.checks, *checks))
+    write_verdict(folder.fresh_partial(stage), verdict)
+    facts = machine.facts(started)
+    folder.commit(stage, {"bundle": bundle.identity}, facts)
+    events.emit("stage_end", stage=stage, wall_s=facts["wall_s"])
+    return verdict
+
+
+def _check_placement(files: Path) -> Check:
+    """`placement`: placed.onnx holds the model's weights, bit for bit, where placement.json puts them."""
+    weights, places = coded_weights(files / names.MODEL), read_places(files / names.PLACEMENT)
+    try:
+        prove_placed(files / names.PLACED, weights, places)
+    except CheckFailedError as error:
+        return Check(PLACEMENT, "fail", str(error))
+    counts = Counter(place.placement for place in places)
+    told = ", ".join(f"{count} {placement}" for placement, count in sorted(counts.items()))
+    detail = f"{len(places)} weights of {names.PLACED} are the model's where they were placed: {told}"
+    return Check(PLACEMENT, "pass", detail, {"weights": len(places), "placements": dict(sorted(counts.items()))})
+
+
+def _check_layers(bundle: OpenBundle) -> Check:
+    files = bundle.files
+    weights = [weight.name for weight in coded_weights(files / names.MODEL)]
+    expected = dict(zip(weights, read_places(files / names.PLACEMENT), strict=True))
+    return check_layers(expected, bundle.folder.stage_path(stage_of(bundle.contents)) / "layers.json")
+
+
+def _digests(bundle: OpenBundle) -> Digests:
+    folder = bundle.folder
+    stages = [stage for stage in (STAGE, stage_of(bundle.contents)) if stage in folder.records]
+    files = sum(len(folder.records[stage].outputs) for stage in stages)
+    return Digests(files, [mismatch for stage in stages for mismatch in folder.mismatches(stage)])
+
+
+def _engine(bundle: OpenBundle, digests: Digests) -> EngineUnderTest | None:
+    folder, stage = bundle.folder, stage_of(bundle.contents)
+    if stage not in folder.records:
+        return None
+    name = f"{stage}/model.engine"
+    trusted = name in folder.records[stage].outputs and name not in [mismatch.path for mismatch in digests.mismatches]
+    return EngineUnderTest(folder.path / name, folder.stage_path(stage) / "layers.json", trusted)
+
+
+def _no_model() -> nn.Module:
+    raise NotCheckedError("a bundle brings no torch model")
+
+
+def _no_data() -> MetricTask:
+    raise NotCheckedError("a bundle brings no validation data")
