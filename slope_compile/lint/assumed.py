@@ -1,0 +1,49 @@
+"""For whom a file is judged before anything is built: the target's newest TensorRT, whether installed here or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slope_compile.errors import BackendError, nearest
+from slope_compile.placement.situation import Situation
+from slope_compile.recipe import BuildSection
+from slope_compile.targets.backends import BACKENDS, Backend
+from slope_compile.targets.refusals import require_possible
+from slope_compile.targets.target import Target, find_target
+from slope_compile.targets.versions import parse_version
+
+NEWEST = {"tensorrt": "11.4.1", "tensorrt-rtx": "1.7.1"}  # releases that targets.yaml and the rules were written for
+
+
+def assumed_situation(onnx: Path, section: BuildSection, target: str, backend: str) -> Situation:
+    """Return the situation of a build that is yet to come, somewhere.
+
+    Args:
+        onnx: The model.
+        section: Precision, batch and overrides.
+        target: Name of the target.
+        backend: Name of the backend, which need not be installed.
+
+    Raises:
+        BackendError: If there is no such target or backend, or the one cannot build for the other.
+        ArtifactError: If the model cannot be read.
+    """
+    from slope_compile.placement.passes.precision import resolve_precision  # onnx_ir: a second
+
+    aim = find_target(target)
+    if backend not in BACKENDS:
+        raise BackendError(f"There is no backend '{backend}'.", nearest(backend, BACKENDS))
+    chosen = BACKENDS[backend]
+    version = newest_version(aim, chosen)
+    require_possible(section, aim, chosen, version)
+    precision, reason = resolve_precision(onnx, section.precision, aim, chosen)
+    batch = section.batch.resolved(aim.opt_batch)[1]
+    return Situation(aim, chosen, version, precision, batch, section.placement, reason)
+
+
+def newest_version(target: Target, backend: Backend) -> str:
+    """Return the newest version of a backend that runs on a target; of a range whose end is unknown, its beginning."""
+    newest = NEWEST[backend.name]
+    if backend.rtx or target.system_of(newest) is not None or not target.tensorrt:
+        return newest
+    return max((row.first for row in target.tensorrt), key=parse_version)
