@@ -27,10 +27,13 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
-# Resolve anew (needs uv: `pip install uv`); the file names no index.
+# Resolve anew (needs uv: `pip install uv`); the files name no index. Those of docker/ hold for every Python from 3.10 on.
+COMPILE := uv pip compile --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 lock:
-	uv pip compile --python-version 3.11 --extra train --extra rtx --extra dev --generate-hashes \
-		--no-emit-index-url --no-header --no-annotate --quiet --output-file requirements.lock pyproject.toml
+	$(COMPILE) --python-version 3.11 --extra train --extra rtx --extra dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --python-version 3.10 --universal --output-file docker/requirements-device.txt pyproject.toml
+	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" | \
+		$(COMPILE) --python-version 3.10 --universal --output-file docker/requirements-build.txt -
 
 clean:
 	rm -rf $(VENV) dist runs
