@@ -17,6 +17,7 @@ FLOAT_BYTES = 4
 def summarize(folder: RunFolder) -> dict[str, Any]:
     """Return stages, per-layer rows, sizes and metrics of a run; what is not there, or damaged, is null.
 
+    `engines` holds, for each target that was built, the line that counts what its engine holds.
     `accuracies` holds the primary metric, whose name is `metric`: accuracy, or a detector's `mask_map` or `box_map`;
     `other_metrics` likewise what else the run is judged by.
     """
@@ -26,6 +27,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         "run": str(folder.path),
         "stages": {stage: record.to_json() for stage, record in sorted(folder.records.items())},
         "layers": _layer_rows(folder, metrics, layers),
+        "engines": {target: built["summary"].get("line") for target, built in _builds(folder).items()},
         "sizes": _sizes(folder, metrics, layers),
         "metric": metric,
         "accuracies": _measured(folder, metrics, metric),
@@ -62,7 +64,7 @@ def write_report(folder: RunFolder) -> Path:
             recipe=load_recipe(folder.path / "recipe.yaml").model_dump(mode="json"),
             metrics=_json(folder, "train/metrics.json"),
             layers=_json(folder, "export/layers.json"),
-            builds={t: found for t in _targets(folder, "build") if (found := _json(folder, f"build/{t}/layers.json"))},
+            builds=_builds(folder),
             verdicts={
                 t: found for t in _targets(folder, "verify") if (found := _json(folder, f"verify/{t}/verify.json"))
             },
@@ -82,6 +84,11 @@ def _targets(folder: RunFolder, kind: str) -> list[str]:
     return sorted(stage.partition("/")[2] for stage in folder.records if stage.startswith(f"{kind}/"))
 
 
+def _builds(folder: RunFolder) -> dict[str, Any]:
+    """Return layers.json of every target that was built."""
+    return {t: found for t in _targets(folder, "build") if (found := _json(folder, f"build/{t}/layers.json"))}
+
+
 def _json(folder: RunFolder, name: str) -> Any:
     """Return a finished stage's JSON file; None where there is none, or where it is not the one that was committed.
 
@@ -99,11 +106,7 @@ def _layer_rows(folder: RunFolder, metrics: Any, layers: Any) -> list[dict[str, 
     if metrics is None:
         return []
     placed = {row["name"]: row for row in layers["layers"]} if layers else {}
-    engines = {
-        target: {row["name"]: row for row in built["layers"]}
-        for target in _targets(folder, "build")
-        if (built := _json(folder, f"build/{target}/layers.json"))
-    }
+    built = {target: {row["name"]: row for row in one["layers"]} for target, one in _builds(folder).items()}
     rows = []
     for planned in metrics["plan"]:
         weight = f"{planned['name']}.weight"
@@ -114,10 +117,15 @@ def _layer_rows(folder: RunFolder, metrics: Any, layers: Any) -> list[dict[str, 
                 **metrics["layers"].get(planned["name"], {}),
                 "placement": export.get("placement"),
                 "bytes": export.get("bytes"),
-                "engine": {target: found.get(weight, {}).get("engine") for target, found in engines.items()},
+                "engine": {target: found.get(weight, {}).get("engine") for target, found in built.items()},
+                "placed": {target: _placed(found[weight]) for target, found in built.items() if weight in found},
             }
         )
     return rows
+
+
+def _placed(row: Any) -> dict[str, Any]:
+    return {"placement": row["placement"], "reason": row["reason"]}
 
 
 def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:

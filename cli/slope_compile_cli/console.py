@@ -23,6 +23,12 @@ def json_requested(arguments: Sequence[str]) -> bool:
     return "--json" in arguments
 
 
+def safe(text: object) -> str:
+    """Return text as it may be printed: no markup, and none of the control characters that steer a terminal."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return escape(shown)
+
+
 class Console:
     """The two streams of one command.
 
@@ -37,7 +43,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print one line for people."""
-        self.out.print(escape(text))
+        self.out.print(safe(text))
 
     def result(self, data: Mapping[str, Any]) -> None:
         """Print the one JSON object, if asked for."""
@@ -46,7 +52,7 @@ class Console:
 
     def failure(self, problem: str, remedy: str, code: int) -> None:
         """Print an error as one paragraph, and as JSON if asked for."""
-        self.err.print(f"[bold red]error:[/] {escape(problem)} {escape(remedy)}".rstrip())
+        self.err.print(f"[bold red]error:[/] {safe(problem)} {safe(remedy)}".rstrip())
         self.result({"error": {"problem": problem, "remedy": remedy, "exit_code": code}})
 
     def checks(self, verdict: Mapping[str, Any]) -> None:
@@ -55,16 +61,16 @@ class Console:
         for check in verdict["checks"]:
             name = f"{check['name']} ({check['target']})" if "target" in check else check["name"]
             style = STYLES[check["status"]]
-            table.add_row(escape(name), f"[{style}]{check['status']}[/]", escape(check["detail"]))
+            table.add_row(safe(name), f"[{style}]{check['status']}[/]", safe(check["detail"]))
         self.out.print(table, soft_wrap=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table; None becomes a dash."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=safe(title), title_justify="left")
         for index, column in enumerate(columns):
             table.add_column(column, no_wrap=index == 0, overflow="fold")
         for row in rows:
-            table.add_row(*(escape("–" if cell is None else str(cell)) for cell in row))
+            table.add_row(*(safe("–" if cell is None else str(cell)) for cell in row))
         self.out.print(table, soft_wrap=False)
 
 
@@ -119,13 +125,13 @@ class StageProgress:
     def _on_stage_start(self, event: dict[str, Any]) -> None:
         self._tasks[event["stage"]] = self._bars.add_task(event["stage"], total=None, text="")
         if not self._live:
-            self._console.err.print(f"{event['stage']}: started ({escape(event['reason'])})")
+            self._console.err.print(f"{event['stage']}: started ({safe(event['reason'])})")
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         # A stage reports under its own short name: 'build' for 'build/a100'.
         task = next((t for name, t in reversed(self._tasks.items()) if name.startswith(event["stage"])), None)
         if task is not None:
-            self._bars.update(task, completed=event["done"], total=event["total"], text=escape(event["text"]))
+            self._bars.update(task, completed=event["done"], total=event["total"], text=safe(event["text"]))
 
     def _on_stage_end(self, event: dict[str, Any]) -> None:
         task = self._tasks[event["stage"]]
@@ -138,7 +144,7 @@ class StageProgress:
         self._console.err.print(f"{event['stage']}: skipped, {event['reason']}")
 
     def _on_note(self, event: dict[str, Any]) -> None:
-        self._console.err.print(f"{event['stage']}: {escape(event['text'])}")
+        self._console.err.print(f"{event['stage']}: {safe(event['text'])}")
 
     def _on_warning(self, event: dict[str, Any]) -> None:
-        self._console.err.print(f"[yellow]warning:[/] {event['stage']}: {escape(event['text'])}")
+        self._console.err.print(f"[yellow]warning:[/] {event['stage']}: {safe(event['text'])}")

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import NoReturn
 
 import typer
 
 from slope_compile._version import __version__
 from slope_compile.errors import CheckFailedError, SlopeCompileError
-from slope_compile_cli import build, doctor, export, inspect, recipes, run, train, verify
+from slope_compile_cli import bench, build, bundle, doctor, export, inspect, recipes, run, train, verify
 from slope_compile_cli.console import Console, json_requested
 
+TRAIN, BASE = "pip install 'slope-compile[train]'", "pip install slope-compile"
+# What a device may lack; anything else that is missing is a bug of ours.
+INSTALLED_BY = {
+    **dict.fromkeys(("torch", "torchvision", "timm", "accelerate", "torchmetrics", "pycocotools", "onnxscript"), TRAIN),
+    **dict.fromkeys(("onnx_ir", "onnxruntime"), BASE),
+}
 BUG = 101
 INTERRUPTED = 130
 ISSUES = "the project's issue tracker"
@@ -30,7 +37,9 @@ app.command("run")(run.command)
 app.command("train")(train.command)
 app.command("export")(export.command)
 app.command("build")(build.command)
+app.command("bundle")(bundle.command)
 app.command("verify")(verify.command)
+app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor.command)
@@ -53,13 +62,20 @@ def _interrupted(console: Console) -> None:
     console.failure("Interrupted.", "The same command, without --force, goes on from there.", INTERRUPTED)
 
 
+def _bug(console: Console, error: Exception) -> NoReturn:
+    traceback.print_exc()
+    remedy = f"Please report it on {ISSUES} with the lines above and the output of `slope-compile doctor`."
+    console.failure(f"A bug in slope-compile: {type(error).__name__}: {error}.", remedy, BUG)
+    sys.exit(BUG)
+
+
 def main() -> None:
     """Run the command line and exit with the code that the outcome deserves."""
     console = Console(json=json_requested(sys.argv))
     try:
         app()
     except SystemExit as end:
-        if end.code == 2:  # typer has told people already
+        if end.code == 2 and not isinstance(end.__context__, typer.Exit):  # typer has told people already
             console.result({"error": {"problem": "usage", "remedy": "See --help.", "exit_code": 2}})
         if end.code == INTERRUPTED:
             _interrupted(console)
@@ -75,11 +91,15 @@ def main() -> None:
             f"{error.filename or 'The system'}: {error.strerror or error}.", "Check path, rights and space.", 2
         )
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in INSTALLED_BY:
+            _bug(console, error)
+        how = f"Install it: {INSTALLED_BY[missing]}. On a device, build from a bundle: `slope-compile bundle`."
+        console.failure(f"This command needs {missing}, which is not installed here.", how, 2)
+        sys.exit(2)
     except Exception as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # some libraries wrap it while they are being imported
             _interrupted(console)
             sys.exit(INTERRUPTED)
-        traceback.print_exc()
-        remedy = f"Please report it on {ISSUES} with the lines above and the output of `slope-compile doctor`."
-        console.failure(f"A bug in slope-compile: {type(error).__name__}: {error}.", remedy, BUG)
-        sys.exit(BUG)
+        _bug(console, error)

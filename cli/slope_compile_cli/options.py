@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from slope_compile.artifacts import RunFolder
-from slope_compile.errors import RecipeError
+from slope_compile.bundle.opened import STAGE
+from slope_compile.errors import ArtifactError, RecipeError
 from slope_compile.events import Events
 from slope_compile.pipeline import TRAIN_SECTIONS, Outcome, Pipeline, is_first_process, open_run
 from slope_compile.recipe import Recipe, load_recipe
@@ -46,7 +47,10 @@ def recipe_of(run: Path, sets: Iterable[str]) -> Recipe:
         ArtifactError: If the folder is no run folder.
         RecipeError: If a setting would change what was trained.
     """
-    RunFolder.existing(run)
+    if STAGE in RunFolder.existing(run).records:
+        raise ArtifactError(
+            f"{run} is where a bundle was unpacked, not a run folder.", "`build`, `verify` and `inspect` take it."
+        )
     for setting in sets:
         if setting.partition(".")[0].strip() in TRAIN_SECTIONS:
             raise RecipeError(

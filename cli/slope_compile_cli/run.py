@@ -7,9 +7,10 @@ import typer
 from slope_compile.artifacts import RunFolder
 from slope_compile.metric_names import words
 from slope_compile.recipe import load_recipe
-from slope_compile.summary import summarize, verdict_of
+from slope_compile.summary import build_of, summarize, verdict_of
 from slope_compile_cli import options
 from slope_compile_cli.console import Console
+from slope_compile_cli.gate import Gate
 
 
 def command(
@@ -23,6 +24,7 @@ def command(
     """Train, export, build and verify; unchanged stages are skipped, an interrupted run goes on."""
     console, sets = Console(json), settings or []
     resolved = load_recipe(recipe, sets)
+    gate = Gate(resolved.build.require)
     folder = out or options.default_out(recipe, sets)
     outcomes = options.execute(resolved, folder, lambda p: p.stages("verify"), console, force=force, dry_run=dry_run)
     if dry_run:
@@ -32,13 +34,16 @@ def command(
     verdict = verdict_of(run, resolved.build.targets)
     summary = summarize(run)
     print_summary(console, summary)
+    for target in dict.fromkeys(resolved.build.targets):
+        console.say(f"{target}: {summary['engines'][target]}")
+        gate.judge(console, f"build/{target}", build_of(run, f"build/{target}"))
     console.checks(verdict)
     console.say(f"report: {folder / 'report.html'}")
-    console.result(
-        {**verdict, **summary, "outcomes": options.outcomes_json(outcomes), "report": str(folder / "report.html")}
-    )
+    told = {"outcomes": options.outcomes_json(outcomes), "report": str(folder / "report.html")}
+    console.result({**verdict, **summary, **told, "requirements": gate.to_json()})
     if verdict["verdict"] != "pass":
         raise typer.Exit(1)
+    gate.close(console)
 
 
 def print_summary(console: Console, summary: dict[str, object]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from slope_compile.artifacts import RunFolder
 from slope_compile.summary import verdict_of
 from slope_compile.targets.target import find_target
-from slope_compile_cli import options
+from slope_compile_cli import bundle, options
 from slope_compile_cli.console import Console
 
 
 def command(
-    run: options.RunArgument,
+    run: Annotated[Path, typer.Argument(help="A run folder, or a bundle.")],
     target: options.Target = None,
     settings: options.Set = None,
     json: options.Json = False,
@@ -20,6 +23,10 @@ def command(
 ) -> None:
     """Check pattern, codes, parity between the stages and the task metric; exit 1 if a check fails."""
     console = Console(json)
+    if bundle.is_bundle(run):
+        bundle.refuse(run, set=settings, dry_run=dry_run)
+        bundle.verify(console, run, target)
+        return
     recipe = options.recipe_of(run, settings or [])
     targets = list(dict.fromkeys(target or recipe.build.targets))
     for name in target or []:  # asked for by name, an engine that was never built is no detail

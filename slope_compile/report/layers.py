@@ -115,7 +115,8 @@ def layers(data: RunData) -> Markup:
     note = (
         "Nonzero: share of codes that are not zero. Cosine: mean over filters of the cosine between latent and "
         "compressed weight. SQNR: power of the latent weights over power of the compression error; – where there is no "
-        "error or no compression. In ONNX: bytes of codes and scales in the file. Engine: what the engine really holds."
+        "error or no compression. In ONNX: bytes of codes and scales in the file. Engine: what it really holds; fused: "
+        "the layer that holds the codes multiplies with them too."
     )
     body = [_cells(row, list(data.builds), activated) for row in rows]
     grid = table("Every layer: treatment, fidelity, bytes, engine", head, body, sticky=True)
@@ -155,11 +156,17 @@ def _engine(built: Mapping[str, Any] | None, exported: str | None) -> Cell:
     if not built or not engine:
         return cell("not read")
     text, style = ("✓ held", "pass") if engine["held"] else ("✗ NOT as declared", "fail")
-    sparse = {True: "sparse kernel", False: "dense kernel"}.get(engine["sparse_kernel"])
+    kernel = {True: "sparse kernel", False: "dense kernel"}.get(engine.get("sparse_chosen"))
+    eligible = "eligible for sparse kernels" if engine.get("sparse_eligible") and not engine["sparse_chosen"] else None
+    fused = {True: "fused", False: "dequantized apart"}.get(engine.get("fused")) if _is_coded(built) else None
     placement = built["placement"] if built["placement"] != exported else None
     return cell(
         tag("span", engine["dtype"] or "not found", class_="nowrap"),
         " ",
         tag("span", text, class_=f"status {style}"),
-        *(sub(part) for part in (placement, sparse, engine["note"]) if part),
+        *(sub(part) for part in (placement, fused, kernel, eligible, engine["note"]) if part),
     )
+
+
+def _is_coded(built: Mapping[str, Any]) -> bool:
+    return built["placement"] not in ("float", "sparse-fp16")

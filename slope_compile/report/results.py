@@ -126,14 +126,10 @@ def _build_card(data: RunData) -> Markup:
     lines = []
     for target, build in data.builds.items():
         header, summary = build["header"], build["summary"]
-        sparse = summary["sparse"]
-        kernels = (
-            sparse["source"] if sparse["chosen"] is None else f"{sparse['chosen']} of {sparse['eligible']} eligible"
-        )
         lines += [
             f"{target}: {header['backend']} {header['version']}, SM {header['sm']}",
             f"{summary['held']} of {plural(summary['coded'], 'coded layer')} held as declared",
-            f"sparse kernels: {kernels}",
+            summary.get("line", "counted by another version of slope-compile: build it again"),
         ]
     return _card("build", lines)
 

@@ -89,7 +89,8 @@ def _decode(path: str, draft: bool) -> Image.Image:
             image.draft("RGB", (1, 1))
         if image.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        return image.convert("RGB")
+        rgb: Image.Image = image.convert("RGB")
+        return rgb
 
 
 def _reason(error: Exception) -> str:

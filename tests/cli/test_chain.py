@@ -135,7 +135,7 @@ def test_the_engine_does_not_depend_on_what_lies_on_the_search_path(
 ) -> None:
     """Python lists the folders that it imports from; what that left on the heap used to reorder some engines."""
     run = finished / RUN
-    batch = load_recipe(run / "recipe.yaml").build.batch
+    section = load_recipe(run / "recipe.yaml").build
     for seed in (18, 26, 27, 29):  # of the first thirty, those that made other bytes then
         rng = random.Random(seed)
         folder = tmp_path / str(seed) / ("x" * rng.randrange(1, 200))
@@ -146,7 +146,7 @@ def test_the_engine_does_not_depend_on_what_lies_on_the_search_path(
         out.mkdir()
         with monkeypatch.context() as path:
             path.setattr(sys, "path", [sys.path[0], str(folder), *sys.path[1:]])
-            build_engine(run / "export/model.onnx", "a100", "auto", batch, out, Events())
+            build_engine(run / "export/model.onnx", "a100", section, out, Events())
         assert (out / "model.engine").read_bytes() == (run / "build/a100/model.engine").read_bytes()
 
 
@@ -238,9 +238,12 @@ def test_the_report_is_there_and_refers_to_nothing_outside(finished: Path) -> No
 
 def test_build_of_a_foreign_onnx_file(finished: Path, tmp_path: Path, cli: Any) -> None:
     shutil.copy(finished / RUN / "export/model.onnx", tmp_path / "m.onnx")
-    done = cli("build", "m.onnx", "--target", "rtx-ada", "--json", cwd=tmp_path)
+    settings = ("--set", "build.precision=fp32", "--set", "build.batch.max=8")
+    done = cli("build", "m.onnx", "--target", "rtx-ada", *settings, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
+    assert told["header"]["precision"] == "fp32"
+    assert next(iter(told["header"]["profile"].values()))["max"][0] == 8
     assert told["summary"]["held"] == told["summary"]["coded"] == 6
     assert (tmp_path / "m.rtx-ada.engine").stat().st_size > 0
     assert hashlib.sha256((tmp_path / "m.rtx-ada.engine").read_bytes()).hexdigest()

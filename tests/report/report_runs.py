@@ -95,17 +95,22 @@ def make_run(**changes: Any) -> RunData:
         "bytes": 18432,
         "computed_by": "Conv_1",
         "tactic": None,
-        "sparse_kernel": None,
+        "fused": False,
+        "sparse_eligible": None,
+        "sparse_chosen": None,
         "held": True,
         "note": None,
     }
     built = [{**row, "engine": engine} for row in layers]
     built[1] |= {"placement": "int8-weight", "reason": "TensorRT has no INT4 convolution"}
-    built[1] |= {"engine": {**engine, "dtype": "Int8", "sparse_kernel": True}}
+    built[1] |= {"engine": {**engine, "dtype": "Int8", "sparse_chosen": True}}
     built[-1] |= {"engine": {**engine, "dtype": "Float", "held": False, "note": "declared INT8, engine holds Float"}}
     header = {"backend": "tensorrt-rtx", "version": "1.7.1", "target": "a100", "sm": "8.0"}
-    sparse = {"eligible": None, "chosen": None, "source": "not checked: TensorRT-RTX chooses kernels at run time"}
-    summary = {"coded": 11, "held": 10, "not_held": ["fc.weight"], "sparse": sparse}
+    line = (
+        "8 of 11 layers eligible for sparse kernels (own count), chosen not checked: TensorRT-RTX chooses kernels at "
+        "run time; INT4 fused in 0; float left in 1"
+    )
+    summary = {"coded": 11, "held": 10, "not_held": ["fc.weight"], "line": line}
     plan = [
         {
             "name": name,

@@ -96,7 +96,8 @@ def test_a_whole_run(run: RunData) -> None:
         assert name in text
     assert "✗ NOT as declared" in text and "declared INT8, engine holds Float" in text
     assert "a100: TensorRT has no INT4 convolution" in text and "sparse kernel" in text
-    assert "tensorrt-rtx 1.7.1, SM 8.0" in text and "sparse kernels: not checked: TensorRT-RTX" in text
+    assert "tensorrt-rtx 1.7.1, SM 8.0" in text and "chosen not checked: TensorRT-RTX" in text
+    assert "INT4 fused in 0; float left in 1" in text and "dequantized apart" in text
     assert "10 of 11 coded layers held as declared" in text
     assert "4 FP32 epochs, 3 SLOPE epochs" in text
     assert len(page.encode()) < 100_000

@@ -336,7 +336,8 @@ def _bad_images(images: Sequence[CocoImage], size: int) -> dict[str, str]:
 def _size(path: str) -> tuple[int, int]:
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return image.size
+            width, height = image.size
+            return width, height
     except OSError:  # it decoded a moment ago
         return 0, 0
 
