@@ -144,7 +144,7 @@ def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:
     rest = fp32_model - fp32_weights
     file_bytes = sum(d.size for path, d in record.outputs.items() if path.startswith("export/model.onnx"))
 
-    def row(weights: float, model: float) -> dict[str, Any]:
+    def row(weights: int, model: int) -> dict[str, Any]:
         return {
             "weights": weights,
             "model": model,
@@ -160,10 +160,10 @@ def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:
     }
 
 
-def _nominal_bytes(row: Any) -> float:
+def _nominal_bytes(row: Any) -> int:
     n, m = (int(part) for part in row["pattern"].split(":")) if row["pattern"] else (1, 1)
-    elements = float(row["bytes"]["fp32"] / FLOAT_BYTES)
-    return elements * n / m * float(row["bits"]) / 8
+    elements = row["bytes"]["fp32"] // FLOAT_BYTES
+    return int(-(-elements * n * row["bits"] // (8 * m)))  # a broken byte is a byte
 
 
 def _measured(folder: RunFolder, metrics: Any, metric: str) -> dict[str, float | None]:
@@ -186,7 +186,7 @@ def _size_rows(folder: RunFolder, sizes: dict[str, Any]) -> list[tuple[str, str,
     rows: list[tuple[str, str, int]] = []
     if sizes:
         rows.append(("train", "FP32 model", sizes["fp32"]["model"]))
-        rows.append(("train", "nominal: bits x kept weights", round(sizes["nominal"]["model"])))
+        rows.append(("train", "nominal: bits x kept weights", sizes["nominal"]["model"]))
     for stage, file, what in (
         ("train", "codes.safetensors", "codes, one byte each"),
         ("export", "model.onnx", "ONNX file"),
