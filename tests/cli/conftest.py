@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from command_line import Cli, start
 
 TINY_MODEL = """
 from torch import nn
@@ -32,17 +30,6 @@ export: {samples: 4}
 build: {batch: {min: 1, opt: 4, max: 16}}
 verify: {metric_drop: 0.5}
 """
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """Start the command line in a folder of its own, as a user would."""
-    environment = {**os.environ, "COLUMNS": "200"}
-    command = [sys.executable, "-m", "slope_compile_cli", *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import start
+from command_line import start
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 

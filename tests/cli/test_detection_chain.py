@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from command_line import Cli
 
 sys.path.append(str(Path(__file__).parents[1] / "train/detection"))
 from detection_files import DETECTOR, easy_folder
