@@ -56,12 +56,10 @@ def block_axis(view: View) -> Iterator[Hit]:
 )
 def block_tail(view: View) -> Iterator[Hit]:
     """A last block that is shorter than the others."""
-    blocks = view.situation.backend.gemm_int4_blocks
     for use, weight in _coded(view):
         if weight.block_size and weight.axis is not None and weight.stored.shape[weight.axis] % weight.block_size:
             detail = f"'{weight.name}': {weight.stored.shape[weight.axis]} elements in blocks of {weight.block_size}"
-            kept = blocks is None or weight.block_size in blocks  # placement leaves such blocks as they are
-            yield Hit(use.site.name, detail, mended=use.movable and not kept)
+            yield Hit(use.site.name, detail, mended=use.movable)
 
 
 @rule(

@@ -98,9 +98,10 @@ def _scales(weight: CodedWeight, place: Place) -> Scales | None:
     """Return the scales that a weight needs in its place; None where it has them."""
     from slope_compile.placement.passes.blocks import Scales
 
-    if place.block_size == weight.block_size:
-        return None
     axis = weight.reduction_axis
+    tail = axis is not None and place.block_size and weight.stored.shape[axis] % place.block_size
+    if place.block_size == weight.block_size and not tail:
+        return None
     scale = blocked_scale(weight, place.block_size) if place.block_size else row_scale(weight)
     if axis is None or scale is None:
         raise BackendError(

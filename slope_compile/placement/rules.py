@@ -220,15 +220,13 @@ def _odd_conv(layer: Layer, situation: Situation) -> str | None:
 
 
 def _block_shapes(layer: Layer, situation: Situation) -> str | None:
-    if _fits_blocks(layer):
-        return None
-    title = situation.backend.title
-    if situation.backend.gemm_int4_blocks is None:
-        odd = "4-bit tensors must have an even number of elements, and it has"
-        return f"{odd} {layer.elements}" if layer.elements % 2 else None
-    if not layer.blocks:
+    blocks, title = situation.backend.gemm_int4_blocks, situation.backend.title
+    as_stored = (blocks is None and layer.elements % 2 == 0) or layer.block_size in (blocks or ())
+    if not as_stored and not layer.blocks:
         return f"{title} takes INT4 in blocks of 64 or 128 along K, and its scales fit neither"
-    return f"{title} takes INT4 in blocks of 64 or 128 along K, and a factor of this form cannot be padded to one"
+    if is_padded(layer, storage("int4-weight", layer, situation)[1]) and not layer.plain:
+        return f"{title} takes INT4 in whole blocks along K, and a factor so reshaped cannot be padded to them"
+    return None
 
 
 def _blocks_in_8_bits(layer: Layer, situation: Situation) -> str | None:

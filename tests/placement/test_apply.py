@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_nets import coded as blocked
+from onnx_nets import save
 from placement_models import place, run, situation
 from qdq_graphs import coded
 
@@ -153,6 +155,21 @@ def test_the_proof_sees_a_changed_constant(net: Any, tmp_path: Path, placement: 
     onnx.save(proto, placed)
     with pytest.raises(BackendError, match=r"'c\.weight' could not be placed as .*: values differ"):
         prove(placed, coded_weights(model), places)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_last_block_that_is_short_is_filled_with_zeros(tmp_path: Path, backend: str) -> None:
+    """TensorRT-RTX would read 200 codes with two scales as blocks of 100, whatever block_size says."""
+    rng = np.random.default_rng(0)
+    codes, scale = rng.integers(-7, 8, (200, 64)), rng.uniform(0.1, 1, (2, 64)).astype(np.float32)
+    w, dq = blocked("w", codes, scale, "INT4", axis=0, block_size=128)
+    model = save(tmp_path / "model.onnx", [dq, helper.make_node("MatMul", ["x", "w"], ["y"])], w, ["n", 200], "y")
+    placed, places = place(model, situation(backend=backend, precision="fp32"), tmp_path)
+    assert [(one.placement, one.block_size) for one in places] == [("int4-weight", 128)]
+    (weight,) = coded_weights(placed)
+    assert weight.stored.shape == (256, 64) and not weight.stored[200:].any()
+    x = rng.standard_normal((3, 200)).astype(np.float32)
+    assert np.allclose(run(placed, x), run(model, x), rtol=1e-5, atol=1e-4)
 
 
 def test_padding_that_is_not_zero_is_seen(tmp_path: Path) -> None:
