@@ -34,7 +34,7 @@ ROOMS = {
     "train": ("train",),
     "export": ("qdq", "export", "train"),
     "build": ("qdq", "targets", "placement", "build"),
-    "verify": ("qdq", "targets", "build", "verify", "train"),
+    "verify": ("qdq", "targets", "placement", "export", "build", "verify", "train"),
 }
 LOGS = ("build.log",)  # kept, but not digested: it holds times
 

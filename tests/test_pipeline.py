@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import slope_compile
 from slope_compile.artifacts import RunFolder
 from slope_compile.errors import ArtifactError
 from slope_compile.events import Events
-from slope_compile.pipeline import Pipeline
+from slope_compile.pipeline import ROOMS, SHARED_ROOMS, Pipeline
 from slope_compile.recipe import recipe_from
 
 RECIPE = recipe_from({"model": {"name": "torchvision/resnet18"}, "data": {"source": "digits"}}, "test")
@@ -71,3 +73,15 @@ def test_the_last_build_is_at_hand_for_the_next(
     ((section, target, export, out, _, last),) = handed
     assert (section, target, export) == (RECIPE.build, "a100", tmp_path / "export")
     assert (out, last) == (tmp_path / "partial", tmp_path / "build" / "a100")
+
+
+@pytest.mark.parametrize("kind", ROOMS)
+def test_a_stage_depends_on_all_the_code_that_it_imports(kind: str) -> None:
+    package = Path(slope_compile.__file__).parent
+    rooms = {*SHARED_ROOMS, *ROOMS[kind]}
+    imported = set()
+    for room in rooms:
+        files = (package / room).rglob("*.py") if (package / room).is_dir() else [package / room]
+        for file in files:
+            imported |= set(re.findall(r"^\s*from slope_compile\.(\w+)", file.read_text(), re.MULTILINE))
+    assert {room for room in imported if (package / room).is_dir()} <= rooms

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def _dense(subject: Subject, folder: Path, events: Events) -> dict[str, str]:
     model = dense_twin(subject.onnx, folder)
     situation = situation_of(section, target, backend, subject.header["version"], model)
     planned = plan_build(model, situation, section, folder, quiet)
-    compile_planned(replace(planned, sparse=False), section, folder, quiet)
+    compile_planned(planned, section, folder, quiet)
     path = folder / "model.engine"
     return {"path": str(path), "sha256": FileDigest.of(path).sha256}
 

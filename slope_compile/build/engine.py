@@ -23,9 +23,9 @@ from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
 from slope_compile.placement.apply import placed_model
 from slope_compile.placement.choose import Place, choose_places
+from slope_compile.placement.rules import SPARSE
 from slope_compile.placement.situation import Situation
 from slope_compile.qdq.checks import check_scale, check_zero_point
-from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
 from slope_compile.qdq.weights import CodedWeight
@@ -47,7 +47,6 @@ class Planned:
         places: What becomes of each of them, in the same order.
         situation: For whom they were placed.
         profile: Input -> (min, opt, max) shapes of the inputs whose batch is dynamic.
-        sparse: Whether sparse kernels may be chosen.
         onnx_sha256: The exported model's digest.
     """
 
@@ -56,8 +55,12 @@ class Planned:
     places: list[Place]
     situation: Situation
     profile: Shapes
-    sparse: bool
     onnx_sha256: str
+
+    @property
+    def sparse(self) -> bool:
+        """Whether sparse kernels may be chosen: where a layer was placed for them."""
+        return any(place.placement in SPARSE for place in self.places)
 
 
 def build_run(
@@ -166,8 +169,7 @@ def plan_build(model: Path, situation: Situation, section: BuildSection, out: Pa
     profile = batch_profile(load_model(model).graph, section.batch.resolved(situation.target.opt_batch))
     places = choose_places(model, weights, situation)
     placed = placed_model(model, weights, places, situation, out)
-    sparse = any(is_sparse(weight) for weight in weights)
-    return Planned(placed, weights, places, situation, profile, sparse, FileDigest.of(model).sha256)
+    return Planned(placed, weights, places, situation, profile, FileDigest.of(model).sha256)
 
 
 def compile_planned(

@@ -67,7 +67,7 @@ def test_header(built) -> None:
         "onnx_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "engine_sha256": hashlib.sha256(engine).hexdigest(),
         "engine_bytes": len(engine),
-        "sparse_weights": True,  # the convolution's codes are 2:4
+        "sparse_weights": False,  # 2:4, and its activation is in float: no layer is placed for sparse kernels
         "precision": "fp32",
         "precision_reason": "asked for",
         "options": Options().as_dict(),
@@ -107,7 +107,7 @@ def test_log_is_verbose_and_nothing_is_printed(net, tmp_path: Path, capfd: pytes
     assert capfd.readouterr() == ("", "")
     log = (tmp_path / "build.log").read_text()
     assert "VERBOSE: Layers:" in log
-    assert "SPARSE_WEIGHTS" in log
+    assert "SPARSE_WEIGHTS" not in log
     assert "STRONGLY_TYPED" in log
 
 
@@ -368,6 +368,7 @@ def test_int8_products_are_read_from_the_layer_list(tmp_path: Path, high: int) -
     result = run(save(tmp_path / "m.onnx", nodes, tensors, ["batch", 4, 6, 6], "y"), tmp_path)
     found = {row["name"]: (row["placement"], row["engine"]["int8_product"]) for row in result["layers"]}
     assert (found["a.weight"], found["b.weight"]) == (("sparse-int8", True), ("int8", True))
+    assert result["header"]["sparse_weights"] and "SPARSE_WEIGHTS" in (tmp_path / "build.log").read_text()
     assert found["f.weight"][1] is False  # its activation is in float
     assert all(row["engine"]["held"] for row in result["layers"][:2])
     assert result["summary"]["int8"] == {"declared": 2, "multiplied": 2}
