@@ -54,7 +54,9 @@ def load_codes(path: Path) -> dict[str, CodedTensor]:
             return {name: _read(file, name, row) for name, row in header.items()}
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist.", remedy) from None
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+    except (
+        SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise ArtifactError(f"{path} is not a file of coded tensors: {error}.", remedy) from None
 
 

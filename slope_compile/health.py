@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from slope_compile.child import LAST_WORDS, command_of
 from slope_compile.errors import BackendError
 from slope_compile.machine import version_of
 from slope_compile.recipe import BuildSection
@@ -28,13 +27,12 @@ from slope_compile.targets.refusals import require_buildable
 from slope_compile.targets.target import TARGETS, Target
 
 IMPORT_LIMIT = 45.0  # seconds for all imports; an image's health check has 60
-LAST_WORDS = 300  # characters of what a failed import said
 NO_DEVICE = frozenset({34, 100})  # cuInit: the library is the toolkit's stub; there is no GPU
 # package -> module
 NATIVE = {"onnx": "onnx", "onnxruntime": "onnxruntime"} | {b.package: b.module for b in BACKENDS.values()}
-_IMPORT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0}; print({0}.__version__)"
+_IMPORT = "import {0}; print({0}.__version__)"
 # Polygraphy runs engines through the CUDA runtime, which it looks for in more places than the loader does.
-_RUNTIME = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from polygraphy import cuda; cuda.wrapper()"
+_RUNTIME = "from polygraphy import cuda; cuda.wrapper()"
 
 
 @dataclass(frozen=True)
@@ -175,8 +173,8 @@ def _imports() -> tuple[dict[str, str], list[Problem], bool]:
 
 
 def _start(code: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, json.dumps(sys.path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command_of(code), stdout=pipe, stderr=pipe, text=True, errors="replace")
 
 
 def _end(process: subprocess.Popen[str], deadline: float) -> tuple[bool, str, str]:

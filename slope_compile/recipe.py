@@ -19,6 +19,8 @@ from slope_compile.errors import RecipeError, nearest
 
 MAX_RECIPE_BYTES = 1_000_000
 Positive = Annotated[int, Field(ge=1)]
+MAX_EXTENT = 2**31 - 1  # of an axis: TensorRT-RTX 1.7.1 refuses 2^31 in a profile and takes 2^40 for another
+BatchSize = Annotated[int, Field(ge=1, le=MAX_EXTENT)]
 
 
 class Section(BaseModel):
@@ -127,9 +129,9 @@ class ExportSection(Section):
 class BatchRange(Section):
     """The engine's optimization profile along the batch axis; kernels are chosen at `opt`."""
 
-    min: Positive = 1
-    opt: Positive | None = None  # None: the target's usual deployment batch
-    max: Positive | None = None  # None: 64, or `opt` where that is more
+    min: BatchSize = 1
+    opt: BatchSize | None = None  # None: the target's usual deployment batch
+    max: BatchSize | None = None  # None: 64, or `opt` where that is more
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchRange:

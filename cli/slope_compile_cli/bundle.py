@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from slope_compile_cli.console import Console, StageProgress
 from slope_compile_cli.interrupt import raise_again
 
 if TYPE_CHECKING:
-    from slope_compile.bundle.build import Built
+    from slope_compile.bundle.build import EngineOutcome
     from slope_compile.bundle.contents import Contents
     from slope_compile.bundle.opened import OpenBundle
 
@@ -66,11 +66,13 @@ def is_bundle(source: Path) -> bool:
     return is_bundle(source)
 
 
-def build(console: Console, source: Path, out: Path | None, targets: Sequence[str] | None, force: bool) -> Built:
+def build(
+    console: Console, source: Path, out: Path | None, targets: Sequence[str] | None, force: bool
+) -> EngineOutcome:
     """Build the engine of a bundle; its folder is beside the archive, or `out`."""
-    from slope_compile.bundle.build import build_bundle
+    from slope_compile.bundle.build import build_bundle, require_here
 
-    with _opened(console, source, out, targets) as (bundle, events):
+    with _opened(console, source, out, targets, require_here) as (bundle, events):
         return build_bundle(bundle, events, force)
 
 
@@ -88,20 +90,29 @@ def verify(console: Console, source: Path, targets: Sequence[str] | None) -> Non
 
 @contextmanager
 def _opened(
-    console: Console, source: Path, out: Path | None, targets: Sequence[str] | None
+    console: Console,
+    source: Path,
+    out: Path | None,
+    targets: Sequence[str] | None,
+    require: Callable[[Contents], None] | None = None,
 ) -> Iterator[tuple[OpenBundle, Events]]:
     """Give a bundle whose folder is held, and where to tell what is done with it."""
     from slope_compile.bundle.opened import open_bundle
 
     if out is not None and source.is_dir():
         raise RecipeError(f"{source} is a bundle's folder already; --out goes with the archive.", "Leave --out out.")
-    progress = StageProgress(console)
-    with progress.drawing(), open_bundle(source, out) as bundle:
-        if strange := [name for name in targets or [] if name != bundle.contents.target]:
+
+    def fits(contents: Contents) -> None:
+        if strange := [name for name in targets or [] if name != contents.target]:
             raise BackendError(
-                f"{source} is a bundle for {bundle.contents.target}, not for {strange[0]}.",
+                f"{source} is a bundle for {contents.target}, not for {strange[0]}.",
                 f"Leave --target out, or make one: `slope-compile bundle RUN --target {strange[0]}`.",
             )
+        if require is not None:
+            require(contents)
+
+    progress = StageProgress(console)
+    with progress.drawing(), open_bundle(source, out, fits) as bundle:
         yield bundle, Events(bundle.folder.path / "events.jsonl", [progress, raise_again])
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,14 +14,13 @@ from slope_compile.artifacts import FileDigest
 from slope_compile.bench.measure import Plan
 from slope_compile.bench.subject import ENDS, REMEDY, Subject, find_subject
 from slope_compile.build.header import check_engine
+from slope_compile.child import ask
 from slope_compile.errors import ArtifactError, BackendError, SlopeCompileError
 from slope_compile.events import Events
 from slope_compile.recipe import BatchRange, BuildSection
 from slope_compile.targets.gpu import Gpu, find_gpu
 
-LAST_WORDS = 300  # characters of what a process that died had printed
-# The worker imports what this process would: same interpreter, same search path, whatever the working directory.
-_WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.bench.worker import main; main()"
+_WORKER = "from slope_compile.bench.worker import main; main()"
 
 
 def bench(
@@ -33,7 +30,7 @@ def bench(
 
     Args:
         engine: An engine file of ours: in a run's build/TARGET, or with its ENGINE.layers.json beside it.
-        onnx: The exported model, from which the dense engine is built; default: the run's.
+        onnx: The exported model, from which the dense engine is built; default: the run's, if it still is that one.
         events: Who is told.
         plan: How much is measured.
 
@@ -94,7 +91,7 @@ def _runnable(subject: Subject) -> tuple[Gpu | None, str]:
 def _dense(subject: Subject, folder: Path, events: Events) -> dict[str, str]:
     """Build the dense FP16 engine of the same model, for the same shapes and with the same settings."""
     if subject.onnx is None:
-        raise BackendError("It is not known from which ONNX file the engine was built.", "Name it with --onnx.")
+        raise BackendError(subject.no_onnx, "Name it with --onnx.")
     from slope_compile.build.engine import compile_planned, plan_build, situation_of
     from slope_compile.placement.dense import dense_twin
     from slope_compile.targets.backends import BACKENDS
@@ -148,20 +145,7 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BackendError: If an engine does not load or run.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", _WORKER, json.dumps(sys.path)],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode or not done.stdout:
-        last = " ".join(done.stderr.split())[-LAST_WORDS:]
-        raise BackendError(
-            f"The process that measured the engine died (exit code {done.returncode}): {last}", "Build it again."
-        )
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(ask(_WORKER, json.dumps(request).encode(), "measured"))
     if "problem" in answer:
         raise BackendError(answer["problem"], answer["remedy"])
     return answer

@@ -15,12 +15,14 @@ from typing import Any
 import onnx
 
 from slope_compile.artifacts import FileDigest, read_json
+from slope_compile.build.counts import summarize
 from slope_compile.build.process import build_repeated
-from slope_compile.build.rows import engine_rows, summarize
+from slope_compile.build.rows import engine_rows
 from slope_compile.build.timing import keep_cache, starting_cache
 from slope_compile.build.worker import Request, Shapes
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
+from slope_compile.lint.check import lint
 from slope_compile.placement.apply import placed_model
 from slope_compile.placement.choose import Place, choose_places
 from slope_compile.placement.rules import SPARSE
@@ -29,12 +31,14 @@ from slope_compile.qdq.checks import check_scale, check_zero_point
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
 from slope_compile.qdq.weights import CodedWeight
-from slope_compile.recipe import BuildSection
-from slope_compile.targets.backends import Backend, choose_backend
+from slope_compile.recipe import MAX_EXTENT, BuildSection
+from slope_compile.targets.backends import BACKENDS, Backend, choose_backend
 from slope_compile.targets.gpu import find_gpu
 from slope_compile.targets.options import Options
-from slope_compile.targets.refusals import notes, require_buildable
+from slope_compile.targets.refusals import notes, require_buildable, require_gpu
 from slope_compile.targets.target import Target, find_target
+
+VIOLATIONS_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ def build_engine(
         ArtifactError: If the model or a timing cache cannot be read.
     """
     aim, gpu = find_target(target), find_gpu()
+    if section.backend in BACKENDS:  # what an installation would not cure comes first
+        require_gpu(aim, BACKENDS[section.backend], gpu)
     backend = choose_backend(section.backend, gpu)
     version = backend.installed_version()
     require_buildable(section, aim, backend, version, gpu)
@@ -155,7 +161,7 @@ def plan_build(model: Path, situation: Situation, section: BuildSection, out: Pa
 
     Raises:
         BackendError: If the target cannot take what the recipe asks for.
-        ArtifactError: If the model cannot be read, or has weights that no TensorRT takes.
+        ArtifactError: If the model cannot be read, or breaks a rule of the lint in a way that is not mended here.
     """
     events.progress("build", 0, 3, "placing weights")
     precision = f"activations that are not quantized are {situation.precision}"
@@ -166,10 +172,29 @@ def plan_build(model: Path, situation: Situation, section: BuildSection, out: Pa
             f"{model}: {'; '.join(findings[:3])}.",
             "TensorRT wants positive scales and zero points of 0: quantize it so.",
         )
+    refuse_violations(model, situation)
     profile = batch_profile(load_model(model).graph, section.batch.resolved(situation.target.opt_batch))
     places = choose_places(model, weights, situation)
     placed = placed_model(model, weights, places, situation, out)
     return Planned(placed, weights, places, situation, profile, FileDigest.of(model).sha256)
+
+
+def refuse_violations(model: Path, situation: Situation) -> None:
+    """Raise if a file breaks a lint rule in a way that `build` does not mend.
+
+    The backend would refuse it too, or worse: take it, and compute something else (UINT8 read as INT8).
+
+    Raises:
+        ArtifactError: Naming the first rules that are broken.
+    """
+    errors = [found for found in lint(model, situation) if found.level == "error"]
+    if errors:
+        told = "; ".join(f"{found.rule}: {found.where}: {found.detail}" for found in errors[:VIOLATIONS_TOLD])
+        more = f" ({len(errors) - VIOLATIONS_TOLD} more)" if len(errors) > VIOLATIONS_TOLD else ""
+        raise ArtifactError(
+            f"{model}: {told}{more}.",
+            f"{errors[0].remedy} `slope-compile inspect {model} --target {situation.target.name}` lists all findings.",
+        )
 
 
 def compile_planned(
@@ -234,7 +259,7 @@ def batch_profile(graph: onnx.GraphProto, batch: tuple[int, int, int]) -> Shapes
         batch: (min, opt, max) of the first axis.
 
     Raises:
-        BackendError: If another axis is dynamic, or an input has no shape.
+        BackendError: If another axis is dynamic or of no possible length, or an input has no shape.
     """
     initializers = {tensor.name for tensor in graph.initializer}
     profile: Shapes = {}
@@ -249,6 +274,9 @@ def batch_profile(graph: onnx.GraphProto, batch: tuple[int, int, int]) -> Shapes
             if size is None:
                 where = f"Axis {axis} ('{dims[axis].dim_param}') of the input '{tensor.name}'"
                 raise BackendError(f"{where} is dynamic; only the batch may be.", "Export it with that size fixed.")
+            if not 1 <= size <= MAX_EXTENT:
+                where = f"Axis {axis} of the input '{tensor.name}'"
+                raise BackendError(f"{where} has {size} elements, no number for an engine.", "Export the model again.")
         if fixed and fixed[0] is None:
             rest = [size for size in fixed[1:] if size is not None]
             profile[tensor.name] = ([batch[0], *rest], [batch[1], *rest], [batch[2], *rest])

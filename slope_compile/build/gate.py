@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slope_compile.build.counts import INT8_PLACEMENTS, NO_LIST, is_float
+from slope_compile.build.counts import NO_LIST, is_float, named, why_no_float
 from slope_compile.errors import CheckFailedError, RecipeError, nearest
+from slope_compile.placement.rules import INT8
 
 Row = Mapping[str, Any]
 OPERATORS: dict[str, Callable[[int, int], bool]] = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
-MOST_NAMED = 8  # layers in a sentence; layers.json has them all
 _EXPRESSION = re.compile(r"\s*(?P<name>[\w-]+)\s*(?P<operator>[<>=!]+)\s*(?P<number>\d{1,9})\s*")
 
 
@@ -74,12 +74,17 @@ FIGURES = {
         "INT8 by INT8 products",
         lambda summary: (summary["int8"]["multiplied"], "the engine's layer list does not say all types"),
         lambda row: bool(row["engine"]["int8_product"]),
-        lambda row: row["placement"] in INT8_PLACEMENTS,
+        lambda row: row["placement"] in INT8,
     ),
-    "float": Figure("layers left in float", lambda summary: (summary["float"], ""), is_float, _is_coded),
+    "float": Figure(
+        "layers left in float",
+        lambda summary: (summary["float"], "" if summary["float"] is not None else why_no_float(summary)),
+        is_float,
+        _is_coded,
+    ),
     "held": Figure(
         "coded layers held as declared",
-        lambda summary: (summary["held"], ""),
+        lambda summary: (summary["held"], NO_LIST),
         lambda row: _is_coded(row) and bool(row["engine"]["held"]),
         _is_coded,
     ),
@@ -186,14 +191,9 @@ def _judge(requirement: Requirement, built: Mapping[str, Any]) -> Judged:
         return Judged(requirement, count, True, f"{said}.")
     too_many = count > requirement.number or (count == requirement.number and requirement.operator == "<")
     rows = [row for row in built["layers"] if _is_to_blame(figure, row, too_many)]
-    blamed = f"; {'counted' if too_many else 'not among them'}: {_named(rows)}" if rows else ""
+    blamed = f"; {'counted' if too_many else 'not among them'}: {named([row['name'] for row in rows])}" if rows else ""
     return Judged(requirement, count, False, f"{said}{blamed}.")
 
 
 def _is_to_blame(figure: Figure, row: Row, too_many: bool) -> bool:
     return figure.counts(row) if too_many else figure.concerns(row) and not figure.counts(row)
-
-
-def _named(rows: list[Row]) -> str:
-    names = ", ".join(row["name"] for row in rows[:MOST_NAMED])
-    return names if len(rows) <= MOST_NAMED else f"{names} and {len(rows) - MOST_NAMED} more"

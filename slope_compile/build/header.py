@@ -1,6 +1,8 @@
 """What an engine was built by and for: written beside it, and asked before anything is deserialized.
 
-An engine is code. Deserialize one only if its sha256 is in the run's manifest and `check_engine` lets it pass.
+An engine is code. Deserialize one only if its sha256 is in the run's manifest and `check_engine` lets it pass. The one
+exception is an engine that was built from an .onnx file, in no run: `bench` takes the sha256 in the .layers.json beside
+it. Both files from the same untrusted hand prove nothing: measure only engines that you built.
 """
 
 from __future__ import annotations

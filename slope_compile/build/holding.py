@@ -111,8 +111,9 @@ def declared_type(graph: onnx.GraphProto, initializer: str, stored: str) -> str:
     path = path_from(graph, initializer)
     if stored not in FLOATS or any(node.op_type == "DequantizeLinear" for node in path):
         return stored
-    casts = [attribute.i for node in path if node.op_type == "Cast" for attribute in node.attribute]
-    return onnx.TensorProto.DataType.Name(casts[-1]) if casts else stored
+    casts = [node for node in path if node.op_type == "Cast"]
+    types = [attribute.i for node in casts for attribute in node.attribute if attribute.name == "to"]
+    return onnx.TensorProto.DataType.Name(types[-1]) if types else stored
 
 
 def find_held(wanted: Sequence[Wanted], layers: Sequence[EngineLayer]) -> list[Held]:

@@ -14,6 +14,7 @@ from typing import Any
 from slope_compile.build.layers import COUNTED, Constant, EngineLayer, engine_layer, parse_layers, type_name
 
 MOST_BYTES = 100_000_000
+NOWHERE = "nowhere"
 SECTIONS = ("Inputs", "Constants", "Outputs")
 
 
@@ -27,7 +28,7 @@ def read_layers(log: str, inspector: str) -> tuple[tuple[EngineLayer, ...], str]
     if found := parse_inspector(inspector):
         return found, "engine inspector"
     found = parse_layers(log)
-    return found, "build log" if found else "nowhere"
+    return found, "build log" if found else NOWHERE
 
 
 def parse_inspector(text: str) -> tuple[EngineLayer, ...]:

@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from slope_compile.build.counts import INT8_PLACEMENTS, summarize
 from slope_compile.build.holding import Held, Wanted, declared_type, find_held, node_names
 from slope_compile.build.inspector import read_layers
 from slope_compile.build.layers import Sparsity, parse_sparsity
 from slope_compile.build.sparse import sparse_row
 from slope_compile.compression.codes import kernel_note
 from slope_compile.placement.choose import Place
+from slope_compile.placement.rules import INT8
 from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.tensors import dtype_name, element_bits
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.recipe import parse_pattern
 from slope_compile.targets.backends import Backend
-
-__all__ = ["engine_rows", "summarize"]
 
 # Parts of the names of kernels that multiply INT8 with INT8: `…_i8i8_i8i32_f32_…`, `…_i8f32_i8i32_f32_…`
 INT8_KERNELS = ("i8i8", "i8i32", "int8int8")
@@ -89,7 +87,7 @@ def _engine(
 ) -> dict[str, Any]:
     compute = held.compute
     product, notes = _int8_product(held), [held.note]
-    if place.placement in INT8_PLACEMENTS and not product:
+    if place.placement in INT8 and not product:
         unknown = "whether it is multiplied with an Int8 activation was not checked: the list has no types"
         notes.append(unknown if product is None else "no layer of the engine multiplies it with an Int8 activation")
     return {
@@ -103,7 +101,7 @@ def _engine(
         "fused_with": list(held.fused_with),
         **sparse_row(held, sparsity, backend, operator),
         "int8_product": product,
-        "held": held.declared and (product is not False or place.placement not in INT8_PLACEMENTS),
+        "held": held.declared and (product is not False or place.placement not in INT8),
         "note": "; ".join(filter(None, notes)) or None,
     }
 

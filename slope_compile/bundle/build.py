@@ -21,7 +21,6 @@ from slope_compile.events import Events
 from slope_compile.placement.apply import prove
 from slope_compile.placement.choose import Place
 from slope_compile.placement.situation import Situation
-from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
 from slope_compile.qdq.weights import CodedWeight
@@ -36,7 +35,7 @@ LOGS = ("build.log",)  # kept, but not digested: it holds times
 
 
 @dataclass(frozen=True)
-class Built:
+class EngineOutcome:
     """What became of a build.
 
     Args:
@@ -54,11 +53,11 @@ class Built:
     require: tuple[str, ...] = ()
 
 
-def build_bundle(bundle: OpenBundle, events: Events, force: bool = False) -> Built:
+def build_bundle(bundle: OpenBundle, events: Events, force: bool = False) -> EngineOutcome:
     """Build the engine of a bundle in its folder, `build/TARGET`, unless it is there already.
 
     Args:
-        bundle: Whose folder's lock is held.
+        bundle: Whose folder's lock is held; `require_here` was asked before it was unpacked.
         events: Who is told.
         force: Build it even if nothing has changed.
 
@@ -68,7 +67,7 @@ def build_bundle(bundle: OpenBundle, events: Events, force: bool = False) -> Bui
         CheckFailedError: If the weights are not the trained ones.
     """
     contents, folder = bundle.contents, bundle.folder
-    backend, version = _require_here(contents)
+    backend, version = _backend_here(contents)
     bundle.require_whole()
     stage = stage_of(contents)
     key = {
@@ -81,7 +80,7 @@ def build_bundle(bundle: OpenBundle, events: Events, force: bool = False) -> Bui
     reason = "forced" if force else folder.why_stale(stage, key)
     if reason is None:
         events.emit("stage_skipped", stage=stage, reason="unchanged")
-        return Built("skipped", "unchanged", read_json(engine.with_name("layers.json")), engine, require)
+        return EngineOutcome("skipped", "unchanged", read_json(engine.with_name("layers.json")), engine, require)
     events.emit("stage_start", stage=stage, reason=reason)
     started = time.monotonic()
     machine.restart_peak_memory()
@@ -92,7 +91,7 @@ def build_bundle(bundle: OpenBundle, events: Events, force: bool = False) -> Bui
     facts = machine.facts(started)
     folder.commit(stage, key, facts, LOGS)
     events.emit("stage_end", stage=stage, wall_s=facts["wall_s"])
-    return Built("done", reason, built, engine, require)
+    return EngineOutcome("done", reason, built, engine, require)
 
 
 def stage_of(contents: names.Contents) -> str:
@@ -126,9 +125,8 @@ def proved_plan(bundle: OpenBundle) -> Planned:
         contents.precision_reason,
     )
     profile = batch_profile(load_model(files / names.MODEL).graph, batch)
-    sparse = any(is_sparse(weight) for weight in weights)
     digest = FileDigest.of(files / names.MODEL).sha256
-    return Planned(files / names.PLACED, weights, places, situation, profile, sparse, digest)
+    return Planned(files / names.PLACED, weights, places, situation, profile, digest)
 
 
 def prove_placed(placed: Path, weights: Sequence[CodedWeight], places: Sequence[Place]) -> None:
@@ -147,19 +145,31 @@ def prove_placed(placed: Path, weights: Sequence[CodedWeight], places: Sequence[
         ) from None
 
 
-def _require_here(contents: names.Contents) -> tuple[Backend, str]:
-    """Return the backend and its version, if this machine is one that the bundle was made for.
+def require_here(contents: names.Contents) -> None:
+    """Raise unless this machine is one that the bundle was made for; asked before anything is unpacked.
 
-    The machine first: who is on the wrong one need not install anything.
+    The machine first: who is on the wrong one need not install anything. What the installed version cannot do, though
+    the bundle allows it, `compile_planned` says.
+
+    Raises:
+        BackendError: If it is another GPU, or lacks the backend or a version that the bundle expects.
     """
-    target, gpu, backend = find_target(contents.target), find_gpu(), BACKENDS[contents.backend]
-    require_buildable(contents.build, target, backend, contents.planned_for, gpu)
-    choose_backend(contents.backend, gpu)
+    target, backend = find_target(contents.target), BACKENDS[contents.backend]
+    require_buildable(contents.build, target, backend, contents.planned_for, find_gpu())
+    _backend_here(contents)
+
+
+def _backend_here(contents: names.Contents) -> tuple[Backend, str]:
+    """Return the bundle's backend and the installed version of it.
+
+    Raises:
+        BackendError: If it is not installed, or in another version than the bundle expects.
+    """
+    backend = choose_backend(contents.backend, find_gpu())
     version = backend.installed_version()
     if not contents.accepts(version):
         raise BackendError(
             f"The bundle is for {backend.title} {contents.version_range}; {version} is installed here.",
             f"Install one of these, or make the bundle for this one: `slope-compile bundle … --tensorrt {version}`.",
         )
-    require_buildable(contents.build, target, backend, version, gpu)
     return backend, version

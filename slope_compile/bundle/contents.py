@@ -65,7 +65,8 @@ class Contents(Part):
         backend: Who is to build the engine.
         planned_for: The version of that backend which the placement was chosen for.
         versions: Those that may build it.
-        build: The recipe's `build`, the target alone in `targets`, every batch size spelt out.
+        build: The recipe's `build`, the target alone in `targets`, every batch size spelt out, no timing cache: a path
+            that another machine names is not read here.
         precision: Type of the activations that are not quantized.
         precision_reason: Why.
         allowed: What the engine's outputs may differ by; null where rounding alone moves them anywhere.
@@ -85,7 +86,7 @@ class Contents(Part):
     build: BuildSection
     precision: Literal["fp32", "fp16", "bf16"]
     precision_reason: Text
-    allowed: Allowed
+    allowed: Allowed | None
     metric: Text
     accuracies: dict[Literal["fp32", "compressed"], float | None]
     files: dict[str, Entry]
@@ -99,8 +100,12 @@ class Contents(Part):
         for row in self.versions:
             if not VERSION.fullmatch(row.first) or not VERSION.fullmatch(row.below):
                 raise ValueError(f"versions from {row.first[:30]} to below {row.below[:30]} are none")
+        if not VERSION.fullmatch(self.planned_for):
+            raise ValueError(f"it was planned for {self.planned_for[:30]}, which is no version")
         if self.build.targets != [self.target]:
             raise ValueError(f"it is for {self.target}, and its build for {', '.join(self.build.targets)[:100]}")
+        if self.build.timing_cache is not None:
+            raise ValueError(f"its build names the timing cache {self.build.timing_cache[:100]}; no bundle names one")
         return self
 
     @property
@@ -130,6 +135,7 @@ def read_contents(text: bytes, archive: str) -> Contents:
     """
     try:
         raw: Any = json.loads(text)
+        json.dumps(raw, ensure_ascii=False).encode()  # refuses "\ud800", half a character, which nothing can write
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{archive}: {INDEX} is not JSON: {_short(error)}.", REMEDY) from None
     if not isinstance(raw, dict) or raw.get("kind") != KIND:
@@ -140,7 +146,7 @@ def read_contents(text: bytes, archive: str) -> Contents:
         raise ArtifactError(f"{archive}: {INDEX} has the format {_short(found)}, which is no number.", REMEDY)
     if found > FORMAT:
         raise ArtifactError(
-            f"{archive} is a bundle of format {found}; this slope-compile reads format {FORMAT}.", upgrade
+            f"{archive} is a bundle of format {_short(found)}; this slope-compile reads format {FORMAT}.", upgrade
         )
     try:
         return Contents.model_validate(raw)
@@ -148,11 +154,14 @@ def read_contents(text: bytes, archive: str) -> Contents:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
-        later = isinstance(maker, str) and parse_version(maker) > parse_version(__version__)
+        numbered = isinstance(maker, str) and VERSION.fullmatch(maker) is not None
+        later = numbered and parse_version(str(maker)) > parse_version(__version__)
         raise ArtifactError(
             f"{archive}: {INDEX}{where and f', {_short(where)}'}: {_short(what)}.", upgrade if later else REMEDY
         ) from None
 
 
 def _short(value: object) -> str:
-    return "".join(c if c.isprintable() else " " for c in str(value))[:200]
+    # A list may be nested too deeply to be written out.
+    text = type(value).__name__ if isinstance(value, list | dict) else str(value)
+    return "".join(c if c.isprintable() else " " for c in text[:200])

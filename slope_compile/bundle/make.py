@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from slope_compile._version import __version__
 from slope_compile.artifacts import FileDigest, RunFolder, read_json, storage_errors
@@ -25,6 +29,7 @@ from slope_compile.targets.versions import parse_version
 from slope_compile.verify.allowed import of_engine
 from slope_compile.verify.golden import read_golden
 from slope_compile.verify.parity import named
+from slope_compile.verify.verdict import NotCheckedError
 
 SUFFIX = ".bundle.zip"
 
@@ -52,54 +57,92 @@ def bundle_run(
 
     Raises:
         ArtifactError: If the run is not exported, or was edited.
-        BackendError: If no backend can build for the target as the recipe asks.
+        BackendError: If no backend can build for the target as the recipe asks, or ONNX Runtime is needed here.
         StorageError: If the archive cannot be written.
     """
-    aim, name = find_target(target), folder.path.resolve().name
-    path = out or folder.path.resolve().with_name(f"{name}.{target}{SUFFIX}")
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a folder.", "Name the archive to write with --out.")
+    path, aim = _archive_path(folder, target, out), find_target(target)
     for stage in ("train", "export"):
         folder.require(stage)
     section = _on_device(recipe.build, aim)
-    backend = BACKENDS["tensorrt" if section.backend == "auto" else section.backend]
-    planned_for = _first_version(aim, backend) if version is None else version
-    if not names.VERSION.fullmatch(planned_for):
-        raise BackendError(f"'{planned_for[:50]}' is no version.", "Example: --tensorrt 10.3")
-    require_possible(section, aim, backend, planned_for)
-    train, export = folder.stage_path("train"), folder.stage_path("export")
+    backend, planned_for = _builder(section, aim, version)
+    model = folder.stage_path("export") / names.MODEL
     events.emit("stage_start", stage=f"bundle/{target}", reason="asked for")
     started = time.monotonic()
     with storage_errors(path), tempfile.TemporaryDirectory(prefix="slope-compile.") as work:
-        here = Path(work)
-        model = export / names.MODEL
-        planned = plan_build(model, situation_of(section, aim, backend, planned_for, model), section, here, events)
+        here, situation = Path(work), situation_of(section, aim, backend, planned_for, model)
+        planned = plan_build(model, situation, section, here, events)
         (here / names.PLACEMENT).write_text(placement_json(planned), encoding="utf-8")
         (here / names.RECIPE).write_text(recipe.model_copy(update={"build": section}).to_yaml(), encoding="utf-8")
-        files = {file.name: file for file in here.iterdir()}
-        exported = (names.MODEL, f"{names.MODEL}.data", names.GOLDEN, names.LAYERS)
-        files |= {file: export / file for file in exported if (export / file).exists()}
-        files[names.CODES] = train / names.CODES
-        allowed = _allowed(model, export / names.GOLDEN, planned)
-        contents = Contents(
-            format=names.FORMAT,
-            kind=names.KIND,
-            made_by=__version__,
-            name=name,
-            target=target,
-            backend="tensorrt" if backend.needs_gpu else "tensorrt-rtx",
-            planned_for=planned_for,
-            versions=_versions(aim, backend, planned_for),
-            build=section,
-            precision=planned.situation.precision,
-            precision_reason=planned.situation.precision_reason,
-            allowed=allowed,
-            files={file: _entry(source) for file, source in files.items()},
-            **_accuracies(train),
-        )
+        files = _files(folder, here)
+        contents = _contents(folder, section, planned, files)
         write_bundle(path, contents, files)
     events.emit("stage_end", stage=f"bundle/{target}", wall_s=round(time.monotonic() - started, 2))
     return path, contents
+
+
+def _archive_path(folder: RunFolder, target: str, out: Path | None) -> Path:
+    run = folder.path.resolve()
+    path = out or run.with_name(f"{run.name}.{target}{SUFFIX}")
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder.", "Name the archive to write with --out.")
+    return path
+
+
+def _builder(section: BuildSection, target: Target, version: str | None) -> tuple[Backend, str]:
+    """Return who builds on the device, and for which version of it the model is placed.
+
+    Raises:
+        BackendError: If the version is none, or nobody can build for the target as the recipe asks.
+    """
+    backend = BACKENDS["tensorrt" if section.backend == "auto" else section.backend]
+    planned_for = _first_version(target, backend) if version is None else version
+    if not names.VERSION.fullmatch(planned_for):
+        raise BackendError(f"'{planned_for[:50]}' is no version.", "Example: --tensorrt 10.3")
+    require_possible(section, target, backend, planned_for)
+    return backend, planned_for
+
+
+def _files(folder: RunFolder, placed: Path) -> dict[str, Path]:
+    """Return where each file of the archive lies: what was placed just now, and what training and export left."""
+    files = {file.name: file for file in placed.iterdir()}
+    export = folder.stage_path("export")
+    exported = (names.MODEL, f"{names.MODEL}.data", names.GOLDEN, names.LAYERS)
+    files |= {file: export / file for file in exported if (export / file).exists()}
+    return files | {names.CODES: folder.stage_path("train") / names.CODES}
+
+
+def _contents(folder: RunFolder, section: BuildSection, planned: Planned, files: Mapping[str, Path]) -> Contents:
+    """Return what bundle.json says.
+
+    Raises:
+        ArtifactError: If something of the run cannot be told there.
+        BackendError: If the tolerance cannot be measured here.
+    """
+    situation = planned.situation
+    try:
+        return Contents(
+            format=names.FORMAT,
+            kind=names.KIND,
+            made_by=__version__,
+            name=folder.path.resolve().name,
+            target=situation.target.name,
+            backend="tensorrt" if situation.backend.needs_gpu else "tensorrt-rtx",
+            planned_for=situation.version,
+            versions=_versions(situation.target, situation.backend, situation.version),
+            build=section,
+            precision=situation.precision,
+            precision_reason=situation.precision_reason,
+            allowed=_allowed(files[names.MODEL], files[names.GOLDEN], planned),
+            files={file: _entry(source) for file, source in files.items()},
+            **_accuracies(folder.stage_path("train")),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{folder.path} cannot be bundled: {where} would be {str(first['input'])[:100]!r}: {first['msg']}.",
+            "Mend that in the run, or make it anew with `slope-compile train`.",
+        ) from None
 
 
 def _on_device(section: BuildSection, target: Target) -> BuildSection:
@@ -134,11 +177,24 @@ def _versions(target: Target, backend: Backend, planned_for: str) -> tuple[Tenso
     return tuple(r if parse_version(r.first) >= first else r.model_copy(update={"first": planned_for}) for r in rows)
 
 
-def _allowed(model: Path, golden: Path, planned: Planned) -> Allowed:
+def _allowed(model: Path, golden: Path, planned: Planned) -> Allowed | None:
+    """Return how far the engine's outputs may be off; None where rounding alone moves them anywhere.
+
+    Raises:
+        BackendError: If that must be measured, and ONNX Runtime is not installed.
+    """
     from slope_compile.qdq.activations import stored_quantizers
 
     inputs = named(read_golden(golden), model).inputs
-    found = of_engine(model, planned.weights, stored_quantizers(model), [inputs], planned.placed)
+    try:
+        found = of_engine(model, planned.weights, stored_quantizers(model), [inputs], planned.placed)
+    except NotCheckedError as error:
+        raise BackendError(
+            f"How far rounding moves quantized activations is measured with ONNX Runtime: {error}.",
+            "Install it where the bundle is made: pip install onnxruntime.",
+        ) from None
+    if not math.isfinite(found.relative):
+        return None
     return Allowed(relative=found.relative, derivation=found.derivation)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +79,15 @@ def identity_of(contents: Contents) -> str:
 
 
 @contextmanager
-def open_bundle(source: Path, out: Path | None = None) -> Iterator[OpenBundle]:
+def open_bundle(
+    source: Path, out: Path | None = None, require: Callable[[Contents], object] | None = None
+) -> Iterator[OpenBundle]:
     """Hold the folder of a bundle, unpacked first where it is not.
 
     Args:
         source: The archive, or the folder of one that was unpacked.
         out: The folder; default: beside the archive. None where `source` is the folder.
+        require: Raises if what bundle.json says is of no use here; called before anything is unpacked.
 
     Raises:
         ArtifactError: If the archive is not in order, or the folder holds something else.
@@ -93,10 +96,15 @@ def open_bundle(source: Path, out: Path | None = None) -> Iterator[OpenBundle]:
     if source.is_dir():
         folder = RunFolder.existing(source)
         with folder.locked():
-            yield OpenBundle(folder, contents_in(folder))
+            contents = contents_in(folder)
+            if require is not None:
+                require(contents)
+            yield OpenBundle(folder, contents)
         return
     with opened_bundle(source) as archive:
         contents = archive.contents
+    if require is not None:
+        require(contents)
     folder = RunFolder(out or default_folder(source))
     _require_same(folder, contents, source)
     if STAGE not in folder.records:

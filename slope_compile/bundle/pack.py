@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,10 +27,11 @@ def write_bundle(path: Path, contents: Contents, files: Mapping[str, Path]) -> N
         ArtifactError: If a file is no longer what `contents` lists, or exceeds what a bundle may hold.
         StorageError: If the archive cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        # A folder of its own: another command may be writing the same archive.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
+            temporary = Path(work) / path.name
             with zipfile.ZipFile(temporary, "w") as archive:
                 archive.writestr(_entry(INDEX), contents.to_json())
                 for name in sorted(files):
@@ -38,8 +40,6 @@ def write_bundle(path: Path, contents: Contents, files: Mapping[str, Path]) -> N
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _add(archive: zipfile.ZipFile, name: str, path: Path) -> None:

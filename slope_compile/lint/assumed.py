@@ -1,4 +1,4 @@
-"""For whom a file is judged before anything is built: the target's newest TensorRT, whether installed here or not."""
+"""For whom a file is judged before anything is built, whether its TensorRT is installed here or not."""
 
 from __future__ import annotations
 
@@ -34,16 +34,21 @@ def assumed_situation(onnx: Path, section: BuildSection, target: str, backend: s
     if backend not in BACKENDS:
         raise BackendError(f"There is no backend '{backend}'.", nearest(backend, BACKENDS))
     chosen = BACKENDS[backend]
-    version = newest_version(aim, chosen)
+    version = assumed_version(aim, chosen)
     require_possible(section, aim, chosen, version)
     precision, reason = resolve_precision(onnx, section.precision, aim, chosen)
     batch = section.batch.resolved(aim.opt_batch)[1]
     return Situation(aim, chosen, version, precision, batch, section.placement, reason)
 
 
-def newest_version(target: Target, backend: Backend) -> str:
-    """Return the newest version of a backend that runs on a target; of a range whose end is unknown, its beginning."""
+def assumed_version(target: Target, backend: Backend) -> str:
+    """Return the version that a target has most likely: on a device the first that runs there, as bundles assume too.
+
+    Elsewhere the newest that runs on it; of a range whose end is unknown, its beginning.
+    """
     newest = NEWEST[backend.name]
+    if target.on_device and not backend.rtx:
+        return target.tensorrt[0].first
     if backend.rtx or target.system_of(newest) is not None or not target.tensorrt:
         return newest
     return max((row.first for row in target.tensorrt), key=parse_version)

@@ -11,6 +11,7 @@ from slope_compile.lint import (  # noqa: F401  each fills the registry
     data,
     dtypes,
     opsets,
+    order,
     placement_of_qdq,
     scales,
     sparsity,
@@ -21,8 +22,6 @@ from slope_compile.lint.rules import RULES, Violation
 from slope_compile.lint.view import View
 from slope_compile.placement.situation import Situation
 from slope_compile.qdq.tensors import load_model
-
-__all__ = ["RULES", "Violation", "lint"]
 
 
 def lint(onnx: Path, situation: Situation) -> list[Violation]:

@@ -11,6 +11,7 @@ import numpy as np
 from slope_compile.lint.rules import Hit, rule
 from slope_compile.lint.sources import PARSER, QUANTIZED_TYPES, observed
 from slope_compile.lint.view import CONVOLUTIONS, Site, Use, View
+from slope_compile.qdq.graph import MULTIPLIES
 from slope_compile.qdq.tensors import dtype_name
 
 INT8_MAX = 127
@@ -132,21 +133,24 @@ def int4_conv(view: View) -> Iterator[Hit]:
     """INT4 convolutions with float activations."""
     if view.situation.backend.conv_int4:
         return
-    for use, name in _int4_convolutions(view):
+    for use, name in _int4(view, *CONVOLUTIONS):
         if not view.is_quantized(use.activation):
             yield Hit(use.site.name, f"'{name}' is INT4", mended=use.movable)
 
 
 @rule(
-    "int4-conv-int8-input",
+    "int4-int8-input",
     "error",
-    "A convolution that reads INT8 has INT8 weights",
-    observed('INT4 weights with INT8 activations end the build: "CHECK(dtype == W.type()) failed"'),
+    "A layer that reads INT8 has INT8 weights",
+    observed(
+        'INT4 weights of a convolution with INT8 activations end the build: "CHECK(dtype == W.type()) failed"; those '
+        "of a matrix product do not, and slope-compile places them as INT8 all the same"
+    ),
     "Store the weight as INT8: the same codes, the same scales.",
 )
-def int4_conv_int8_input(view: View) -> Iterator[Hit]:
-    """INT4 convolutions with quantized activations."""
-    for use, name in _int4_convolutions(view):
+def int4_int8_input(view: View) -> Iterator[Hit]:
+    """INT4 weights beside quantized activations."""
+    for use, name in _int4(view, *MULTIPLIES):
         if view.is_quantized(use.activation):
             yield Hit(use.site.name, f"'{name}' is INT4, its activation is quantized", mended=use.movable)
 
@@ -167,9 +171,9 @@ def mixed_factors(view: View) -> Iterator[Hit]:
             yield Hit(use.site.name, f"multiplies {types[0]} with {types[1]}")
 
 
-def _int4_convolutions(view: View) -> Iterator[tuple[Use, str]]:
+def _int4(view: View, *ops: str) -> Iterator[tuple[Use, str]]:
     for use in view.uses:
-        if use.weight is not None and use.weight.op in CONVOLUTIONS and use.weight.dtype == "INT4":
+        if use.weight is not None and use.weight.op in ops and use.weight.dtype == "INT4":
             yield use, use.weight.name
 
 

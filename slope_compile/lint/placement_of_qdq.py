@@ -8,9 +8,10 @@ import numpy as np
 
 from slope_compile.lint.rules import Hit, rule
 from slope_compile.lint.sources import EXPLICIT, RECOMMENDED, issue
-from slope_compile.lint.view import WEIGHTED, Site, Use, Value, View
+from slope_compile.lint.view import Site, Use, Value, View
+from slope_compile.qdq.epilogue import EPILOGUE
+from slope_compile.qdq.graph import MULTIPLIES
 
-_FUSED = ("Add", "BatchNormalization", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Mul")  # behind a weighted layer
 _POOLS = ("AveragePool", "GlobalAveragePool")
 
 
@@ -55,7 +56,7 @@ def residual_add(view: View) -> Iterator[Hit]:
         return
     for site in view.of("Add"):
         sides = [view.input(site, 0), view.input(site, 1)]
-        if any(side is None or view.is_constant(side) for side in sides) or not reaches_quantizer(view, site):
+        if any(side is None or view.is_constant(side) for side in sides) or not _reaches_quantizer(view, site):
             continue  # a bias, or a sum that goes on in floats anyway (the residual stream of a transformer)
         quantized = [view.is_quantized(side) for side in sides]
         layers = [_of_quantized_layer(view, side) for side in sides]
@@ -76,8 +77,7 @@ def residual_add(view: View) -> Iterator[Hit]:
 def concat_scales(view: View) -> Iterator[Hit]:
     """Concatenations of different scales."""
     for site in view.of("Concat"):
-        values = [view.input(site, index) for index in range(len(site.node.input))]
-        found = [view.dequantized(value) for value in values if value is not None and not view.is_constant(value)]
+        found = [view.dequantized(value) for value in _joined(view, site)]
         quantized = [one for one in found if one is not None]
         if not quantized:
             continue
@@ -168,6 +168,27 @@ def unpaired_quantize(view: View) -> Iterator[Hit]:
             yield Hit(site.name, "nothing dequantizes what it makes")
 
 
+def _joined(view: View, site: Site) -> Iterator[Value]:
+    """Yield what a Concat joins but for constants, Concats among it looked into: each value once."""
+    pending, seen = [site], set[tuple[int, str]]()
+    while pending:
+        concat = pending.pop()
+        for value in (view.input(concat, index) for index in range(len(concat.node.input))):
+            joined = view.before(value)
+            if value is None or joined is None or joined.key in seen:
+                continue
+            seen.add(joined.key)
+            if joined.site is not None and joined.site.runs("Concat"):
+                pending.append(joined.site)
+            elif not view.is_constant(_repeated(view, joined)):
+                yield value
+
+
+def _repeated(view: View, value: Value) -> Value | None:
+    """Return what an Expand repeats, such as a class token once an image; any other value as it is."""
+    return view.input(value.site, 0) if value.site is not None and value.site.runs("Expand") else value
+
+
 def _constant_factor(view: View, use: Use) -> bool:
     if use.weight is not None:
         return True
@@ -191,15 +212,15 @@ def _of_quantized_layer(view: View, value: Value | None) -> bool:
         site = value.site if value is not None else None
         if site is None:
             return False
-        if site.runs(*WEIGHTED):
+        if site.runs(*MULTIPLIES):
             return any(view.is_quantized(view.input(site, index)) for index in (0, 1))
-        if not site.runs(*_FUSED):
+        if not site.runs(*EPILOGUE):
             return False
         computed = [i for i in range(len(site.node.input)) if not view.is_constant(view.input(site, i))]
         value = view.input(site, computed[0]) if computed else None
     return False
 
 
-def reaches_quantizer(view: View, site: Site) -> bool:
-    """Whether a layer's output is quantized, directly or behind what TensorRT fuses with the layer."""
-    return any(user.runs("QuantizeLinear") for user in view.after(site, *_FUSED))
+def _reaches_quantizer(view: View, site: Site) -> bool:
+    """Whether anything that reads a layer's output, behind what TensorRT fuses with the layer, is a QuantizeLinear."""
+    return any(user.runs("QuantizeLinear") for user in view.after(site, *EPILOGUE))

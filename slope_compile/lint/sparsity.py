@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from slope_compile.compression.codes import group_nonzeros
-from slope_compile.lint.placement_of_qdq import reaches_quantizer
 from slope_compile.lint.rules import Hit, rule
 from slope_compile.lint.sources import SPARSITY, issue
 from slope_compile.lint.view import CONVOLUTIONS, Use, View
@@ -103,7 +102,7 @@ def sparse_float_output(view: View) -> Iterator[Hit]:
     """Sparse INT8 layers whose result goes on in floats."""
     for use, weight in _weights(view):
         int8 = weight.codes is not None and view.is_quantized(use.activation)
-        if int8 and is_sparse(weight) and not reaches_quantizer(view, use.site):
+        if int8 and is_sparse(weight) and not view.leaves_as_int8(use.site):
             yield Hit(use.site.name, f"'{weight.name}' is 2:4 and its activation INT8; its output stays in floats")
 
 

@@ -25,7 +25,6 @@ UNKNOWN_TO_PARSER = frozenset(
     }
 )  # fmt: skip
 NOT_BUILT = {"tensorrt-rtx": frozenset({"NonZero", "RoiAlign", "NonMaxSuppression"})}
-_INTEGER = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear")
 _READ_ATTRIBUTES = {
     "axis": AttributeProto.INT, "block_size": AttributeProto.INT, "output_dtype": AttributeProto.INT,
     "group": AttributeProto.INT, "transA": AttributeProto.INT, "transB": AttributeProto.INT,

@@ -5,7 +5,6 @@ Forgiving: what cannot be read is None here, and a rule of its own says so.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,18 +17,17 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 from slope_compile.errors import ArtifactError
 from slope_compile.placement.situation import Situation
-from slope_compile.qdq.graph import Scope, is_standard, scopes
-from slope_compile.qdq.reader import weight_of
+from slope_compile.qdq.epilogue import Readers, leaves_as_int8, readers
+from slope_compile.qdq.graph import MOVES, MULTIPLIES, TURNS, Scope, is_standard, scopes
+from slope_compile.qdq.reader import trace_constant, weight_inputs, weight_of
 from slope_compile.qdq.tensors import dtype_name, to_numpy
 from slope_compile.qdq.weights import CodedWeight
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")  # values stay what they are
 _SAME_TYPE = frozenset(
     {
-        *WEIGHTED, *MOVES, "Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Erf", "Gelu", "Softmax", "Add", "Sub",
+        *MULTIPLIES, *MOVES, "Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Erf", "Gelu", "Softmax", "Add", "Sub",
         "Mul", "Div", "BatchNormalization", "LayerNormalization", "AveragePool", "GlobalAveragePool", "MaxPool",
         "Concat", "Slice", "Pad",
     }
@@ -92,18 +90,15 @@ class Use:
         weight: None where it multiplies two computed values, or where the weight cannot be read.
         problem: Why the weight cannot be read.
         activation: The computed factor; None where there is none.
+        movable: Whether placement can hold the same values in another form: it can where the codes have no zero point,
+            and nothing but DequantizeLinear reads them.
     """
 
     site: Site
     weight: CodedWeight | None
     problem: str | None
     activation: Value | None
-
-    @property
-    def movable(self) -> bool:
-        """Whether placement can hold the same values in another form: it can where the codes have no zero point."""
-        weight = self.weight
-        return weight is not None and weight.codes is not None and not _any(weight.zero_point)
+    movable: bool
 
 
 class View:
@@ -143,7 +138,12 @@ class View:
     def users(self, site: Site) -> list[Site]:
         """Return who reads the first output of a node."""
         made = next(iter(site.node.output), "")
-        return self._users.get((id(site.scope), made), []) if made else []
+        return [Site(*user) for user in self._readers.get((id(site.scope), made), [])] if made else []
+
+    def leaves_as_int8(self, site: Site) -> bool:
+        """Whether a layer's output is quantized, and nothing else, directly or behind what TensorRT fuses with it."""
+        made = next(iter(site.node.output), "")
+        return bool(made) and leaves_as_int8(site.scope, made, self._readers)
 
     def before(self, value: Value | None) -> Value | None:
         """Return what a value was before it was only moved."""
@@ -246,7 +246,7 @@ class View:
     @cached_property
     def uses(self) -> list[Use]:
         """Every Conv, ConvTranspose, Gemm and MatMul, in graph order."""
-        return [self._use(site) for site in self.of(*WEIGHTED)]
+        return [self._use(site) for site in self.of(*MULTIPLIES)]
 
     @cached_property
     def movable(self) -> frozenset[str]:
@@ -278,12 +278,8 @@ class View:
         return found
 
     @cached_property
-    def _users(self) -> dict[tuple[int, str], list[Site]]:
-        users: dict[tuple[int, str], list[Site]] = defaultdict(list)
-        for site in self.sites:
-            for name in filter(None, site.node.input):
-                users[Value(*site.scope.find(name)).key].append(site)
-        return users
+    def _readers(self) -> Readers:
+        return readers(self.scopes)
 
     @cached_property
     def _declared(self) -> dict[tuple[int, str], str | None]:
@@ -300,7 +296,28 @@ class View:
             problem = error.problem
         factors = [value for value in (self.input(site, 0), self.input(site, 1)) if value is not None]
         activation = next((value for value in factors if not self.is_constant(value)), None)
-        return Use(site, weight, problem, activation)
+        movable = weight is not None and weight.codes is not None and not _any(weight.zero_point)
+        return Use(site, weight, problem, activation, movable and self._is_only_dequantized(site))
+
+    def _is_only_dequantized(self, site: Site) -> bool:
+        """Whether nothing but DequantizeLinear reads the codes of a weight, as placement's passes require."""
+        traced = (trace_constant(site.scope, site.node.input[index]) for index in weight_inputs(site.node))
+        path = next(path for path, _, tensor in traced if tensor is not None)
+        if not path:  # integers that a layer multiplies with as they are
+            return False
+        scope, reader = path[-1]
+        pending = [Value(*scope.find(reader.input[0]))]
+        while pending:
+            value = pending.pop()
+            if value.name in value.scope.results:
+                return False
+            for where, node in self._readers.get(value.key, []):
+                first = Value(*where.find(node.input[0])).key == value.key
+                if first and any(is_standard(node, op) for op in TURNS):
+                    pending += [Value(where, made, node) for made in node.output]
+                elif not first or not is_standard(node, "DequantizeLinear"):
+                    return False
+        return True
 
 
 def _named(number: int) -> str | None:

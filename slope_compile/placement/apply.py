@@ -64,8 +64,6 @@ def placed_model(
 
 def _rewrite(model: ir.Model, weights: Sequence[CodedWeight], places: Sequence[Place], situation: Situation) -> None:
     """Run the passes in order: scales, containers, constants, operators, then the activations' type."""
-    from onnx_ir.passes.common import LiftConstantsToInitializersPass
-
     from slope_compile.placement.passes.blocks import SetScales
     from slope_compile.placement.passes.containers import SetContainers
     from slope_compile.placement.passes.fold import FoldWeights
@@ -74,8 +72,6 @@ def _rewrite(model: ir.Model, weights: Sequence[CodedWeight], places: Sequence[P
     pairs = list(zip(weights, places, strict=True))
     coded = [(weight, place) for weight, place in pairs if weight.codes is not None]
     kept = [(weight, place) for weight, place in coded if place.placement not in CONSTANTS]
-    # Files of other tools may hold codes and scales in Constant nodes.
-    LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
     SetScales({w.name: s for w, p in kept if (s := _scales(w, p)) is not None})(model)
     SetContainers({w.name: p.container for w, p in kept if p.container != w.dtype})(model)
     FoldWeights({w.name: constants(w, p) for w, p in coded if p.placement in CONSTANTS})(model)
@@ -148,6 +144,8 @@ def _difference(old: CodedWeight, new: CodedWeight, place: Place) -> str | None:
     if new.dtype != place.container or new.block_size != place.block_size:
         return f"the file holds {new.dtype} in blocks of {new.block_size}"
     found, codes = exact_values(new), new.stored
+    if codes.ndim != old.stored.ndim:
+        return f"the file holds {codes.ndim} axes"
     if codes.shape != old.stored.shape:
         inside = tuple(slice(size) for size in old.stored.shape)
         if np.count_nonzero(codes) != np.count_nonzero(codes[inside]):

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import NodeProto
 
 from slope_compile.errors import ArtifactError
 from slope_compile.placement.scales import blocked_scale, row_scale
 from slope_compile.placement.shapes import Shapes
 from slope_compile.qdq.activations import is_quantized
-from slope_compile.qdq.graph import Scope, is_standard, scopes
+from slope_compile.qdq.epilogue import Readers, leaves_as_int8, readers
+from slope_compile.qdq.graph import Scope, scopes
 from slope_compile.qdq.matrices import BLOCKS, GEMM
 from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.reader import trace_constant, weight_inputs
 from slope_compile.qdq.tensors import REMEDY, load_model
 from slope_compile.qdq.weights import CodedWeight
-
-# What a kernel does on the way out, or what only moves values: a QuantizeLinear behind it makes the output INT8.
-_EPILOGUE = (
-    "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu", "Tanh", "Add", "BatchNormalization",
-    "MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity",
-)  # fmt: skip
-_FOLLOWED = 64  # nodes behind a layer that are looked at
 
 
 @dataclass(frozen=True)
@@ -120,21 +113,18 @@ def read_layers(model: Path, weights: Sequence[CodedWeight]) -> list[Layer]:
         ArtifactError: If the file is malformed.
     """
     proto = load_model(model)
-    users = _users(proto)
+    every = list(scopes(proto))
+    users, read = _users(every), readers(every)
     opset = max((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), default=1)
     near = [user for weight in weights for user in users.get((weight.name, weight.op), [])]
     shapes = Shapes(proto, [name for user in near for name in (user.node.output[0], _activation(user))])
-    readers = _readers(proto.graph)
-    answers = {value.name for value in proto.graph.output}
-    return [
-        _layer(weight, users.get((weight.name, weight.op), []), shapes, readers, answers, opset) for weight in weights
-    ]
+    return [_layer(weight, users.get((weight.name, weight.op), []), shapes, read, opset) for weight in weights]
 
 
-def _users(model: onnx.ModelProto) -> dict[tuple[str, str], list[_User]]:
+def _users(every: Sequence[Scope]) -> dict[tuple[str, str], list[_User]]:
     """Return the operators that multiply with each constant: (its name as the reader's, the operator) -> users."""
     found: dict[tuple[str, str], list[_User]] = {}
-    for scope in scopes(model):
+    for scope in every:
         for node in scope.nodes:
             for index in weight_inputs(node):
                 _, name, tensor = trace_constant(scope, node.input[index])
@@ -147,27 +137,12 @@ def _users(model: onnx.ModelProto) -> dict[tuple[str, str], list[_User]]:
     return found
 
 
-def _readers(graph: onnx.GraphProto) -> dict[str, list[NodeProto]]:
-    found: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            found.setdefault(name, []).append(node)
-    return found
-
-
 def _activation(user: _User) -> str:
     """Return the operator's other factor."""
     return str(user.node.input[1 - user.index])
 
 
-def _layer(
-    weight: CodedWeight,
-    users: list[_User],
-    shapes: Shapes,
-    readers: Mapping[str, list[NodeProto]],
-    answers: set[str],
-    opset: int,
-) -> Layer:
+def _layer(weight: CodedWeight, users: list[_User], shapes: Shapes, read: Readers, opset: int) -> Layer:
     shape = weight.consumed(weight.stored).shape
     gemm = weight.op in GEMM
     groups = 1 if gemm or not users else max(1, users[0].scope.integer(users[0].node, "group", 1))
@@ -193,7 +168,7 @@ def _layer(
         outputs=sum(count[3] for count in counted),
         quantized_input=bool(quantized) and all(quantized),
         any_quantized_input=any(quantized),
-        quantized_output=bool(users) and all(_leaves_as_int8(user.node.output[0], readers, answers) for user in users),
+        quantized_output=bool(users) and all(leaves_as_int8(user.scope, user.node.output[0], read) for user in users),
         zero_points=weight.zero_point is not None and bool(np.any(weight.zero_point)),
         per_row=not weight.block_size or (gemm and row_scale(weight) is not None),
         block_size=weight.block_size,
@@ -231,24 +206,3 @@ def _bits(weight: CodedWeight) -> int | None:
         return None
     low, high = int(weight.codes.min(initial=0)), int(weight.codes.max(initial=0))
     return next(bits for bits in range(2, 10) if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
-
-
-def _leaves_as_int8(value: str, readers: Mapping[str, list[NodeProto]], answers: set[str]) -> bool:
-    """Return whether whatever reads a value, through an epilogue, is a QuantizeLinear."""
-    pending, seen = [value], {value}
-    for _ in range(_FOLLOWED):
-        if not pending:
-            return True
-        name = pending.pop()
-        found = readers.get(name, [])
-        if name in answers or not found:
-            return False
-        for node in found:
-            if is_standard(node, "QuantizeLinear"):
-                continue
-            if not any(is_standard(node, op) for op in _EPILOGUE):
-                return False
-            if node.output[0] not in seen:
-                seen.add(node.output[0])
-                pending.append(node.output[0])
-    return False

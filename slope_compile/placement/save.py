@@ -15,17 +15,20 @@ INLINE_BYTES = 2**30  # a bigger model keeps its tensors in a file beside it: pr
 
 
 def load_graph(path: Path) -> ir.Model:
-    """Return a model with all its tensors in memory.
+    """Return a model with all its tensors in memory, and those of Constant nodes as initializers.
 
     Raises:
         ArtifactError: If it is no ONNX model, or external data is missing, cut off or outside the model's folder.
     """
     import onnx_ir as ir  # a second, and no device needs it
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
     load_model(path)
     try:
         model = ir.load(path)
         ir.external_data.load_to_model(model)
+        # Files of other tools may hold codes and scales in Constant nodes.
+        LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)(model)
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}.", REMEDY) from None
     return model

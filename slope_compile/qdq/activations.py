@@ -10,12 +10,10 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from slope_compile.errors import ArtifactError
-from slope_compile.qdq.graph import Scope, is_standard, scopes
+from slope_compile.qdq.graph import MOVES, Scope, is_standard, scopes
 from slope_compile.qdq.tensors import REMEDY, dtype_name, load_model, to_numpy
 
 RANGES = {"INT8": (-128, 127), "UINT8": (0, 255)}
-_MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")  # values stay what they are
-_MULTIPLIES = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 NONNEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")  # what these make is not below 0
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 NESTED_CONCATS = 2  # one inside the other, looked into for the sign of what they make
@@ -68,17 +66,6 @@ def stored_quantizers(source: Path | onnx.ModelProto) -> list[StoredQuantizer]:
     ]
 
 
-def quantized_layers(source: Path | onnx.ModelProto) -> frozenset[str]:
-    """Return the names of the Conv, MatMul and Gemm nodes that read an activation straight from DequantizeLinear."""
-    model = source if isinstance(source, onnx.ModelProto) else load_model(source)
-    found = set()
-    for scope in scopes(model):
-        for node in scope.nodes:
-            if any(is_standard(node, op) for op in _MULTIPLIES) and any(is_quantized(scope, x) for x in node.input[:2]):
-                found.add(str(node.name))
-    return frozenset(found)
-
-
 def is_quantized(scope: Scope, name: str) -> bool:
     """Return whether a value is dequantized from what a QuantizeLinear made as the graph runs."""
     for _ in range(_FOLLOWED):
@@ -90,7 +77,7 @@ def is_quantized(scope: Scope, name: str) -> bool:
             if not isinstance(maker, NodeProto) or not is_standard(maker, "QuantizeLinear"):
                 return False
             return not isinstance(scope.find(maker.input[0])[2], TensorProto)
-        if not any(is_standard(source, op) for op in _MOVES):
+        if not any(is_standard(source, op) for op in MOVES):
             return False
         name = source.input[0]
     return False
@@ -146,7 +133,7 @@ def _clipped(
                 lowest = limits[0] if ends[0][0] is None else round(float(np.float32(ends[0][1]) / scale))
                 highest = limits[1] if ends[1][0] is None else round(float(np.float32(ends[1][1]) / scale))
             return max(low, lowest), min(high, highest)
-        if not any(is_standard(source, op) for op in (*_MOVES, *_POOLS)):
+        if not any(is_standard(source, op) for op in (*MOVES, *_POOLS)):
             return (max(low, 0) if _is_nonnegative(scope, name, NESTED_CONCATS) else low), high
         name = source.input[0]
     return low, high
@@ -162,7 +149,7 @@ def _is_nonnegative(scope: Scope, name: str, concats: int) -> bool:
             return True
         if is_standard(source, "Concat") and concats:
             return all(_is_nonnegative(scope, one, concats - 1) for one in source.input)
-        if not any(is_standard(source, op) for op in (*_MOVES, *_POOLS, "QuantizeLinear", "DequantizeLinear")):
+        if not any(is_standard(source, op) for op in (*MOVES, *_POOLS, "QuantizeLinear", "DequantizeLinear")):
             return False
         name = source.input[0]
     return False

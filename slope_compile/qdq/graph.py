@@ -11,6 +11,9 @@ from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorPro
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.tensors import REMEDY
 
+MULTIPLIES = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # with a weight
+MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")  # values stay what they are
+TURNS = ("Transpose", "Reshape", "Identity")  # of codes, before they are dequantized
 MAX_DEPTH = 64  # subgraphs and function calls inside each other
 MAX_NODES = 2_000_000  # visited in all: nested function calls can multiply a small file
 
@@ -23,6 +26,10 @@ class Scope:
         outer: The scope whose names a subgraph sees too; None for the main graph and for function bodies.
         bound: For a function body, formal input name -> (caller's scope, actual name).
         attributes: For a function body, the attributes that its nodes may refer to by name.
+
+    Attributes:
+        nodes: In the file's order.
+        results: Names of what the graph or function hands out.
     """
 
     def __init__(
@@ -33,6 +40,8 @@ class Scope:
         attributes: dict[str, AttributeProto] | None = None,
     ) -> None:
         self.nodes = body.node
+        named = [one.name for one in body.output] if isinstance(body, GraphProto) else body.output
+        self.results = frozenset(named)
         self._outer = outer
         self._bound = bound or {}
         self._attributes = attributes or {}

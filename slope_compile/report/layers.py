@@ -19,6 +19,7 @@ from slope_compile.report.tables import (
     figure_cell,
     section,
     sentences,
+    status,
     sub,
     table,
     wide_cell,
@@ -156,6 +157,7 @@ def _engine(built: Mapping[str, Any] | None, exported: str | None) -> Cell:
     if not built or not engine:
         return cell("not read")
     text, style = ("✓ held", "pass") if engine["held"] else ("✗ NOT as declared", "fail")
+    told = status("not checked") if engine["dtype"] is None else tag("span", text, class_=f"status {style}")
     kernel = {True: "sparse kernel", False: "dense kernel"}.get(engine.get("sparse_chosen"))
     eligible = "eligible for sparse kernels" if engine.get("sparse_eligible") and not engine["sparse_chosen"] else None
     fused = {True: "fused", False: "dequantized apart"}.get(engine.get("fused")) if _is_coded(built) else None
@@ -163,7 +165,7 @@ def _engine(built: Mapping[str, Any] | None, exported: str | None) -> Cell:
     return cell(
         tag("span", engine["dtype"] or "not found", class_="nowrap"),
         " ",
-        tag("span", text, class_=f"status {style}"),
+        told,
         *(sub(part) for part in (placement, fused, kernel, eligible, engine["note"]) if part),
     )
 

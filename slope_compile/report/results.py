@@ -128,10 +128,16 @@ def _build_card(data: RunData) -> Markup:
         header, summary = build["header"], build["summary"]
         lines += [
             f"{target}: {header['backend']} {header['version']}, SM {header['sm']}",
-            f"{summary['held']} of {plural(summary['coded'], 'coded layer')} held as declared",
+            _held(summary),
             summary.get("line", "counted by another version of slope-compile: build it again"),
         ]
     return _card("build", lines)
+
+
+def _held(summary: Mapping[str, Any]) -> str:
+    if summary["held"] is None:
+        return f"{plural(summary['coded'], 'coded layer')}: not checked whether held as declared"
+    return f"{summary['held']} of {plural(summary['coded'], 'coded layer')} held as declared"
 
 
 def _verify_card(data: RunData) -> Markup:

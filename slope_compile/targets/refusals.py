@@ -69,16 +69,7 @@ def require_buildable(section: BuildSection, target: Target, backend: Backend, v
     Raises:
         BackendError: With the reason.
     """
-    if backend.needs_gpu and gpu is None:
-        raise BackendError(
-            f"TensorRT measures kernels on the GPU it builds for, and there is none here; target {target}.",
-            f"Build on a machine with that GPU{_ahead_of_time_remedy(target)}.",
-        )
-    if backend.needs_gpu and gpu is not None and gpu.sm != target.sm:
-        raise BackendError(
-            f"TensorRT builds only for the GPU of its machine, which is {gpu}, not {target}.",
-            f"Build on a machine with that GPU{_ahead_of_time_remedy(target)}.",
-        )
+    require_gpu(target, backend, gpu)
     require_possible(section, target, backend, version)
     if backend.rtx and gpu is None and (section.refit or section.strip):
         key = "refit" if section.refit else "strip"
@@ -86,6 +77,26 @@ def require_buildable(section: BuildSection, target: Target, backend: Backend, v
             f"{backend.title} compiles an engine for `build.{key}` on a GPU only, and there is none here.",
             f"Leave `build.{key}` out, or build on a machine with a GPU.",
         )
+
+
+def require_gpu(target: Target, backend: Backend, gpu: Gpu | None) -> None:
+    """Raise if a backend builds only where the target's GPU is, and it is not here.
+
+    Args:
+        target: The GPU to build for.
+        backend: Who builds; it need not be installed.
+        gpu: The GPU of this machine.
+
+    Raises:
+        BackendError: With the reason.
+    """
+    if not backend.needs_gpu or (gpu is not None and gpu.sm == target.sm):
+        return
+    if gpu is None:
+        problem = f"TensorRT measures kernels on the GPU it builds for, and there is none here; target {target}."
+    else:
+        problem = f"TensorRT builds only for the GPU of its machine, which is {gpu}, not {target}."
+    raise BackendError(problem, _where(target))
 
 
 def notes(
@@ -174,6 +185,10 @@ def _require_hardware_compatibility(section: BuildSection, target: Target, backe
         raise BackendError(f"TensorRT {version} does not know {key}.", "Leave it out, or use a later TensorRT.")
 
 
-def _ahead_of_time_remedy(target: Target) -> str:
+def _where(target: Target) -> str:
+    """Say where an engine for a target can be built."""
+    if target.on_device:
+        return f"Build on the device itself, from a bundle: `slope-compile bundle RUN --target {target.name}`."
     rtx = BACKENDS["tensorrt-rtx"]
-    return ", or with `build.backend: tensorrt-rtx`, which needs none" if target.sm in rtx.ahead_of_time else ""
+    ahead = ", or with `build.backend: tensorrt-rtx`, which needs none" if target.sm in rtx.ahead_of_time else ""
+    return f"Build on a machine with that GPU{ahead}."

@@ -103,7 +103,7 @@ def find_target(name: str) -> Target:
         BackendError: If there is none; the remedy names the nearest.
     """
     if name not in TARGETS:
-        raise BackendError(f"There is no target '{name}'.", nearest(name, TARGETS))
+        raise BackendError(f"There is no target '{name}'.", nearest(name.lower(), TARGETS))
     return TARGETS[name]
 
 

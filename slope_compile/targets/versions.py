@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 Version = tuple[int, ...]
+MOST_DIGITS = 9  # Python reads no number of thousands; where one stands, it is later than all others
 
 
 def parse_version(text: str) -> Version:
@@ -14,7 +15,8 @@ def parse_version(text: str) -> Version:
     Args:
         text: Numbers between dots; anything after them (`rc1`, `+cuda12`) is left out.
     """
-    return tuple(int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", text).group()))  # type: ignore[union-attr]
+    parts = re.findall(r"\d+", re.match(r"[\d.]*", text).group())  # type: ignore[union-attr]
+    return tuple(int(part) if len(part) <= MOST_DIGITS else 10**MOST_DIGITS for part in parts)
 
 
 @dataclass(frozen=True)

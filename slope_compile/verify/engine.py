@@ -6,17 +6,17 @@ A device may have no ONNX Runtime: there the golden outputs stand in for it.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors.numpy import load, save
 
 from slope_compile.artifacts import FileDigest, read_json
 from slope_compile.build.header import check_engine as check_header
+from slope_compile.child import ask
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.targets.gpu import find_gpu
 from slope_compile.verify.parity import Pair, compare, require_telling
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 NAME = "parity.engine"
-LAST_WORDS = 300  # characters of what a process that died had printed
-# The worker imports what this process would: same interpreter, same search path, whatever the working directory.
-_WORKER = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from slope_compile.verify.worker import main; main()"
-)
+_WORKER = "from slope_compile.verify.worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def check_engine(
         raise NotCheckedError("no inputs were given")
     allowed = tolerance()
     require_telling(allowed)
-    batches, expected, whose = _expected(session, golden, inputs, _largest_batch(header))
+    batches, expected, whose = _expected(session, golden, inputs, _batch_range(header))
     outputs = _run_engine(engine.path, header["backend"], batches)
     in_order = [{name: found[name] for name in wanted} for found, wanted in zip(outputs, expected, strict=True)]
     found = compare(expected, in_order, allowed)
@@ -92,7 +88,10 @@ def check_engine(
 
 
 def _expected(
-    session: Once[ort.InferenceSession], golden: Once[Pair] | None, inputs: Sequence[Arrays], largest: int | None
+    session: Once[ort.InferenceSession],
+    golden: Once[Pair] | None,
+    inputs: Sequence[Arrays],
+    sizes: tuple[int, int | None],
 ) -> tuple[list[Arrays], list[Arrays], str]:
     """Return batches that the engine takes, what it should give for them, and who says so.
 
@@ -105,8 +104,8 @@ def _expected(
         if golden is None:
             raise
         kept = golden()
-        return split(kept.inputs, largest), split(kept.outputs, largest), f"the golden outputs ({error})"
-    batches = [part for feed in inputs for part in split(feed, largest)]
+        return split(kept.inputs, *sizes), split(kept.outputs, *sizes), f"the golden outputs ({error})"
+    batches = [part for feed in inputs for part in split(feed, *sizes)]
     return batches, infer_onnx(run, batches, "onnxruntime"), "ONNX Runtime's"
 
 
@@ -122,11 +121,25 @@ def read_header(layers: Path) -> dict[str, Any]:
         raise ArtifactError(f"The engine's {layers.name} cannot be read: {error}.", "Build it again.") from None
 
 
-def split(feed: Arrays, largest: int | None) -> list[Arrays]:
-    """Cut a feed into batches that the engine's profile allows; None: any."""
+def split(feed: Arrays, smallest: int, largest: int | None) -> list[Arrays]:
+    """Cut a feed into batches that the engine's profile allows.
+
+    The last one may be too short: it is filled up with the feed's samples from the first on. Inputs and outputs that
+    are cut alike are still each other's, so nothing is taken away again.
+
+    Args:
+        feed: Arrays of as many samples each.
+        smallest: Samples that a batch has at least.
+        largest: Samples that it has at most; None: any number.
+    """
     count = next(iter(feed.values())).shape[0]
-    step = largest or max(count, 1)
-    return [{name: array[i : i + step] for name, array in feed.items()} for i in range(0, count, step)]
+    step = largest or max(count, smallest)
+    parts: list[Arrays] = []
+    for start in range(0, count, step):
+        stop = max(min(start + step, count), start + smallest)
+        rows = slice(start, stop) if stop <= count else np.arange(start, stop) % count
+        parts.append({name: array[rows] for name, array in feed.items()})
+    return parts
 
 
 def _require_runnable(engine: EngineUnderTest, header: Mapping[str, Any]) -> None:
@@ -150,9 +163,11 @@ def _require_runnable(engine: EngineUnderTest, header: Mapping[str, Any]) -> Non
         raise NotCheckedError(error.problem) from None
 
 
-def _largest_batch(header: Mapping[str, Any]) -> int | None:
-    shapes = [profile["max"] for profile in header["profile"].values()]
-    return min((int(shape[0]) for shape in shapes), default=None)
+def _batch_range(header: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Return how many samples the engine takes at least and at most; None: as many as there are."""
+    profiles = header["profile"].values()
+    smallest = max((int(profile["min"][0]) for profile in profiles), default=1)
+    return smallest, min((int(profile["max"][0]) for profile in profiles), default=None)
 
 
 def _run_engine(engine: Path, backend: str, batches: Sequence[Arrays]) -> list[Arrays]:
@@ -166,18 +181,7 @@ def _run_engine(engine: Path, backend: str, batches: Sequence[Arrays]) -> list[A
         {f"{index}.{name}": array.copy() for index, feed in enumerate(batches) for name, array in feed.items()}
     )
     request = json.dumps({"engine": str(engine.resolve()), "backend": backend, "feeds": len(batches)})
-    done = subprocess.run(
-        [sys.executable, "-c", _WORKER, json.dumps(sys.path)],
-        input=request.encode() + b"\n" + inputs,
-        capture_output=True,
-        check=False,
-    )
-    head, _, body = done.stdout.partition(b"\n")
-    if done.returncode or not head:
-        last = " ".join(done.stderr.decode(errors="replace").split())[-LAST_WORDS:]
-        raise BackendError(
-            f"The process that ran the engine died (exit code {done.returncode}): {last}", "Build it again."
-        )
+    head, _, body = ask(_WORKER, request.encode() + b"\n" + inputs, "ran").partition(b"\n")
     answer = json.loads(head)
     if "not_checked" in answer:
         raise NotCheckedError(answer["not_checked"])

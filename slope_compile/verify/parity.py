@@ -176,7 +176,7 @@ def require_telling(allowed: Tolerance) -> None:
     Raises:
         NotCheckedError: If the tolerance reaches the largest output.
     """
-    if allowed.relative >= 1:
+    if not allowed.relative < 1:  # nor from NaN
         raise NotCheckedError(
             f"rounding alone moves outputs by {allowed.relative:.2g} of the largest: nothing can be told from them"
         )

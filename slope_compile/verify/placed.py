@@ -147,7 +147,7 @@ def _segments(
         one.output: StepDifference(one.name, share=FLOAT_SHARE if one.output in chosen else 0.0) for one in quantizers
     }
     reference, tested = [], []
-    for feed in [part for whole in feeds for part in split(whole, CHUNK)]:
+    for feed in [part for whole in feeds for part in split(whole, 1, CHUNK)]:
         before = _run(probed, feed)
         answer = _run(cut, {**feed, **{one.output: before[one.output] for one in quantizers}})
         reference.append({name: before[name] for name in names})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import slope_compile.bench.run as run_module
+from slope_compile.artifacts import RunFolder
 from slope_compile.bench.measure import Plan
 from slope_compile.bench.run import bench, dense_section
 from slope_compile.bench.subject import find_subject
@@ -95,8 +96,8 @@ def test_worker_answers(
 ) -> None:
     monkeypatch.setattr(run_module, "find_gpu", lambda: Gpu("A100", (8, 0)))
     monkeypatch.setattr(run_module, "check_engine", lambda *_: None)
-    done = subprocess.CompletedProcess([], status, answer, "last   words")
-    monkeypatch.setattr(run_module.subprocess, "run", lambda *_, **__: done)
+    done = subprocess.CompletedProcess([], status, answer.encode(), b"last   words")
+    monkeypatch.setattr("slope_compile.child.subprocess.run", lambda *_, **__: done)
     if error is None:
         assert bench(engine)["reason"] == "no libcudart"
     else:
@@ -118,8 +119,73 @@ def test_an_engine_that_nobody_vouches_for(engine: Path) -> None:
 
 def test_an_engine_in_a_folder_that_is_no_run(engine: Path) -> None:
     engine.with_name("m.engine.layers.json").rename(engine.with_name("layers.json"))
-    with pytest.raises(ArtifactError, match="is not a run folder"):
+    with pytest.raises(ArtifactError, match=r"no m\.engine\.layers\.json beside the engine: nobody vouches"):
         bench(engine)
+
+
+@pytest.fixture
+def in_run(engine: Path, tmp_path: Path) -> Path:
+    """The same engine in a run, which has the model too."""
+    run = RunFolder(tmp_path / "run")
+    with run.locked():
+        export = run.fresh_partial("export")
+        (export / "model.onnx").write_bytes(b"onnx")
+        run.commit("export", {}, {})
+        build = run.fresh_partial("build/a100")
+        (build / "model.engine").write_bytes(engine.read_bytes())
+        (build / "layers.json").write_bytes(engine.with_name("m.engine.layers.json").read_bytes())
+        run.commit("build/a100", {}, {})
+    return run.path / "build/a100/model.engine"
+
+
+def test_an_engine_of_a_run(in_run: Path) -> None:
+    subject = find_subject(in_run, None)
+    assert (subject.engine, subject.onnx) == (in_run, in_run.parents[2] / "export/model.onnx")
+
+
+def test_in_a_run_the_manifest_alone_vouches(in_run: Path, engine: Path) -> None:
+    """An engine and the .layers.json that describes it, both put there by the same hand."""
+    in_run.write_bytes(b"other")
+    header = json.loads(engine.with_name("m.engine.layers.json").read_text())["header"]
+    header["engine_sha256"] = hashlib.sha256(b"other").hexdigest()
+    in_run.with_name("model.engine.layers.json").write_text(json.dumps({"header": header}))
+    link = in_run.parents[3] / "link.engine"
+    link.symlink_to(in_run)
+    link.with_name("link.engine.layers.json").write_text(json.dumps({"header": header}))
+    for path in (in_run, link):
+        with pytest.raises(ArtifactError, match=r"is not the engine that layers\.json describes: it is not loaded"):
+            find_subject(path, None)
+    in_run.with_name("layers.json").write_text(json.dumps({"header": header}))
+    with pytest.raises(ArtifactError, match="the manifest says"):
+        find_subject(in_run, None)
+
+
+def test_in_a_run_what_no_stage_made_is_not_loaded(in_run: Path) -> None:
+    stray = in_run.with_name("stray.engine")
+    stray.write_bytes(in_run.read_bytes())
+    with pytest.raises(ArtifactError, match="is not in the manifest of"):
+        find_subject(stray, None)
+    folder = in_run.parents[1] / "h200"
+    folder.mkdir()
+    for name in ("model.engine", "layers.json"):
+        (folder / name).write_bytes(in_run.with_name(name).read_bytes())
+    with pytest.raises(ArtifactError, match="build/h200"):
+        find_subject(folder / "model.engine", None)
+
+
+def test_a_model_that_was_exported_again(in_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is measured alone; a model that is named must be the one."""
+    model = in_run.parents[2] / "export/model.onnx"
+    model.write_bytes(b"exported again")
+    answer = {"engine": {"latency_ms": {"p50": 1.0}, "cuda_graph": True, "no_cuda_graph": None}}
+    monkeypatch.setattr(run_module, "find_gpu", lambda: Gpu("A100", (8, 0)))
+    monkeypatch.setattr(run_module, "check_engine", lambda *_: None)
+    monkeypatch.setattr(run_module, "_run", lambda _: answer)
+    found = bench(in_run)
+    assert (found["status"], found["dense"]["status"]) == ("measured", "not checked")
+    assert f"{model} is not the file that the engine was built from" in found["dense"]["reason"]
+    with pytest.raises(ArtifactError, match="is not the file that the engine was built from"):
+        bench(in_run, model)
 
 
 def test_another_model(engine: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_nets import coded, save, sparse_codes, tensor
 
 import slope_compile.build.engine as engine_module
@@ -184,7 +184,9 @@ def test_fixed_batch_needs_no_profile(net, tmp_path: Path) -> None:
     assert run(net(shape=(3, 4, 6, 6)), tmp_path)["header"]["profile"] == {}
 
 
-def test_refused_node_is_named(tmp_path: Path) -> None:
+def test_refused_node_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser's own words, for what no rule of the lint knows."""
+    monkeypatch.setattr(engine_module, "refuse_violations", lambda *_: None)
     info = [helper.make_tensor_value_info(n, t, None if n == "y" else ["b", 4]) for n, t in (("x", 1), ("y", 7))]
     graph = helper.make_graph([helper.make_node("NonZero", ["x"], ["y"], name="nz")], "g", info[:1], info[1:])
     model = tmp_path / "m.onnx"
@@ -332,6 +334,9 @@ def test_profile_refuses_other_dynamic_axes() -> None:
         batch_profile(graph_with(x=["n", 3, "width"]), (1, 2, 4))
     with pytest.raises(BackendError, match="input 'x' of the model has no shape"):
         batch_profile(graph_with(x=None), (1, 2, 4))
+    for size in (-1, 0, 2**31):
+        with pytest.raises(BackendError, match=f"Axis 1 of the input 'x' has {size} elements"):
+            batch_profile(graph_with(x=["n", size]), (1, 2, 4))
 
 
 @pytest.mark.parametrize("high", [127, 15])
@@ -372,3 +377,20 @@ def test_int8_products_are_read_from_the_layer_list(tmp_path: Path, high: int) -
     assert found["f.weight"][1] is False  # its activation is in float
     assert all(row["engine"]["held"] for row in result["layers"][:2])
     assert result["summary"]["int8"] == {"declared": 2, "multiplied": 2}
+
+
+@pytest.mark.parametrize(("dtype", "scale", "rule"), [(np.uint8, 0.1, "uint8"), (np.int8, np.inf, "scale-positive")])
+def test_what_would_compute_something_else_is_refused(tmp_path: Path, dtype: Any, scale: float, rule: str) -> None:
+    """TensorRT-RTX builds both: UINT8 as INT8, clipped at 127, and an infinite step unseen."""
+    w, dq = coded("w.weight", np.ones((8, 8)), np.full(8, 0.5), "INT8", axis=1)
+    tensors = [*w, tensor("s", np.float32(scale), "FLOAT"), numpy_helper.from_array(np.asarray(0, dtype), "z")]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["v"], name="dq"),
+        dq,
+        helper.make_node("MatMul", ["v", "w.weight"], ["y"], name="m"),
+    ]
+    model = save(tmp_path / "m.onnx", nodes, tensors, ["n", 8], "y")
+    with pytest.raises(ArtifactError, match=rf"m\.onnx: {rule}: q: .*slope-compile inspect .* --target a100"):
+        run(model, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}

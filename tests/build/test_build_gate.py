@@ -84,13 +84,26 @@ def test_what_is_not_checked_satisfies_nothing() -> None:
         "chosen": None,
         "chosen_by": "not checked: later",
     }
-    unknown = {"summary": {"sparse": sparse, "int4": {"fused": None}, "int8": {"multiplied": None}}, "layers": []}
-    for expression in ("sparse>=0", "sparse<=5", "eligible>=0", "int4==0", "int8>=0"):
+    nowhere = {"float": None, "held": None, "read_from": "nowhere", "not_found": ["d"]}
+    figures = {"sparse": sparse, "int4": {"fused": None}, "int8": {"multiplied": None}, **nowhere}
+    unknown = {"summary": figures, "layers": [row("d", "int4-weight", held=False)]}
+    for expression in (
+        "sparse>=0", "sparse<=5", "eligible>=0", "int4==0", "int8>=0", "float==0", "float<=9", "held>=0", "held<=9",
+    ):  # fmt: skip
         judged = one(expression, unknown)
         assert (judged.figure, judged.met) == (None, False)
         assert "not checked" in judged.detail
         assert judged.to_json()["figure"] == "not checked"
     assert "not checked: later." in one("sparse>=0", unknown).detail
+    for expression in ("float==0", "held>=0"):
+        assert "neither the engine inspector nor the build log has a layer list" in one(expression, unknown).detail
+
+
+def test_a_layer_whose_constant_was_not_found_may_be_a_float() -> None:
+    summary = {**BUILT["summary"], "float": None, "read_from": "build log", "not_found": ["d"]}
+    judged = one("float<=9", {**BUILT, "summary": summary})
+    assert (judged.figure, judged.met) == (None, False)
+    assert judged.detail == ("layers left in float are not checked: the engine's layer list shows no constant for d.")
 
 
 def test_once_each_and_in_order() -> None:

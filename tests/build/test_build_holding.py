@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from onnx import TensorProto, helper
 
 from slope_compile.build.holding import Wanted, declared_type, find_held, node_names
@@ -184,6 +185,16 @@ def test_only_a_count_of_padded_channels() -> None:
         one = layer("k", [Constant("Weights", (count,), "Half")], ("op",))
         (held,) = find_held([Wanted("w", (64, 3, 7, 7), "FLOAT16", ("op",))], [one])
         assert (held.constant is not None) is fits, count
+
+
+@pytest.mark.parametrize("order", [("to", "saturate"), ("saturate", "to")])
+def test_a_cast_has_other_attributes_too(order: tuple[str, ...]) -> None:
+    values = {"to": TensorProto.FLOAT16, "saturate": 1}  # 1 would be FLOAT
+    cast = helper.make_node("Cast", ["w"], ["w16"], name="cast")
+    cast.attribute.extend(helper.make_attribute(name, values[name]) for name in order)
+    nodes = [cast, helper.make_node("MatMul", ["x", "w16"], ["y"], name="mm")]
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    assert declared_type(helper.make_graph(nodes, "g", [info], [info]), "w", "FLOAT") == "FLOAT16"
 
 
 def test_floats_declare_what_they_are_cast_to() -> None:

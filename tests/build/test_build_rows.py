@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_nets import coded, sparse_codes, tensor
 
-from slope_compile.build.counts import summary_line
-from slope_compile.build.rows import engine_rows, summarize
+from slope_compile.build.counts import summarize, summary_line
+from slope_compile.build.rows import engine_rows
 from slope_compile.placement.choose import Place
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.targets.backends import BACKENDS
@@ -160,8 +160,25 @@ def test_no_layer_list_at_all() -> None:
     assert (engine["layer"], engine["fused"], engine["sparse_chosen"], engine["held"]) == (None, None, None, False)
     assert summary["read_from"] == "nowhere"
     assert [summary["sparse"]["chosen"], summary["int4"]["fused"], summary["int8"]["multiplied"]] == [None] * 3
+    assert [summary[key] for key in ("held", "not_held", "float")] == [None] * 3
+    assert summary["line"].endswith(
+        "; float left in not checked: neither the engine inspector nor the build log has a layer list"
+    )
     assert "INT4 fused not checked: neither the engine inspector nor the build log" in summary["line"]
     assert "chosen not checked: the build log has no (Sparsity) lines" in summary["line"]
+
+
+def test_a_coded_weight_without_a_constant() -> None:
+    """The list is there and does not show it: its type is unknown, so nobody knows whether it is a float."""
+    weights = [*convolutions(), weight("lost", (7, 5), "INT4", "lost.fc", "Gemm")]
+    inspector = (DATA / "inspector10.json").read_text()
+    rows, summary = read(weights, ["sparse-int8"] * 4 + ["int4-weight"], inspector=inspector)
+    assert rows["lost"]["engine"]["dtype"] is None
+    assert (summary["held"], summary["not_held"], summary["not_found"]) == (4, ["lost.weight"], ["lost.weight"])
+    assert summary["float"] is None
+    assert summary["line"].endswith(
+        "float left in not checked: the engine's layer list shows no constant for lost.weight"
+    )
 
 
 def test_float_left() -> None:
@@ -193,4 +210,4 @@ def test_rows_that_the_export_described() -> None:
     assert (gone["fits_2_4"], gone["engine"]["held"], gone["engine"]["sparse_chosen"]) == (None, False, None)
     assert (body["reason"], body["fits_2_4"]) == ("an override", True)  # coded, and left in float here
     summary = summarize([gone, body], "", TRT)
-    assert (summary["coded"], summary["float"]) == (0, 2)
+    assert (summary["coded"], summary["float"]) == (0, None)  # what is placed so is not what the engine has

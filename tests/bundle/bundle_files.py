@@ -11,6 +11,7 @@ import numpy as np
 from onnx import TensorProto, load, numpy_helper
 
 from slope_compile.artifacts import FileDigest
+from slope_compile.bundle.archive import opened_bundle
 from slope_compile.bundle.contents import INDEX, KIND, REQUIRED, Contents, Entry
 from slope_compile.bundle.pack import EPOCH, write_bundle
 from slope_compile.compression.codes import CodedTensor
@@ -75,6 +76,21 @@ def index_with(archive: Path, **changed: Any) -> bytes:
     """The archive's bundle.json with other top-level values."""
     with zipfile.ZipFile(archive) as opened:
         return json.dumps(json.loads(opened.read(INDEX)) | changed).encode()
+
+
+def changed(archive: Path, name: str, data: bytes) -> Path:
+    """The archive with another file, whose checksum is right."""
+    (archive.parent / "new").write_bytes(data)
+    with opened_bundle(archive) as opened:
+        contents = opened.contents
+    files = contents.files | {name: entry_of(archive.parent / "new")}
+    (archive.parent / "new").unlink()
+    return with_contents(archive, contents.model_copy(update={"files": files}), {name: data})
+
+
+def with_contents(archive: Path, contents: Contents, more: Any = None) -> Path:
+    bad = rewritten(archive, archive.with_name("bad.zip"), {**(more or {}), INDEX: contents.to_json().encode()})
+    return bad.replace(archive)
 
 
 def recipe(**build: Any) -> Recipe:

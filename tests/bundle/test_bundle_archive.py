@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import slope_compile.bundle.archive as archive_module
+import slope_compile.bundle.pack as pack_module
 from slope_compile.bundle.archive import opened_bundle, prove, unpack
 from slope_compile.bundle.contents import INDEX, Contents
 from slope_compile.bundle.pack import write_bundle
@@ -72,6 +73,32 @@ def test_a_file_that_changed_while_it_was_bundled_is_refused(good: Any, tmp_path
     with pytest.raises(ArtifactError, match=r"model\.onnx"):
         write_bundle(tmp_path / "out.zip", good[1], files)
     assert not list(tmp_path.glob("*out.zip*"))
+
+
+def test_two_commands_may_write_one_archive(good: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins and ends while the first reads back what it wrote."""
+    out, files = tmp_path / "out.zip", {name: good[0].parent / name for name in good[1].files}
+
+    def and_the_other(path: Path) -> Contents:
+        monkeypatch.setattr(pack_module, "prove", prove)
+        write_bundle(out, good[1], files)
+        return prove(path)
+
+    monkeypatch.setattr(pack_module, "prove", and_the_other)
+    write_bundle(out, good[1], files)
+    assert prove(out) == good[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zip"]
+
+
+def test_ctrl_c_leaves_the_archive_that_was_there(good: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pack_module, "prove", press)
+    (tmp_path / "out.zip").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(tmp_path / "out.zip", good[1], {name: good[0].parent / name for name in good[1].files})
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out.zip", b"old")]
 
 
 def test_one_flipped_bit_is_refused_or_changes_nothing(good: Any, tmp_path: Path) -> None:
@@ -187,8 +214,16 @@ def test_what_is_not_what_the_index_says_is_refused(good: Any, tmp_path: Path, c
         ({"target": "orin\n"}, "target"),
         ({"files": {}}, "it lists no codes.safetensors"),
         ({"build": {"targets": ["orin"], "batch": {"min": 4, "max": 2}}}, "build"),
+        ({"build": {"targets": ["orin"], "batch": {"max": 2**31}}}, "build.batch.max"),
         ({"allowed": {"relative": -1, "derivation": "x"}}, "allowed"),
         ({"accuracies": {"fp32": 1, "x": 2}}, "accuracies"),
+        ({"planned_for": "soon"}, "planned for soon, which is no version"),
+        ({"build": {"targets": ["orin"], "timing_cache": "/dev/zero"}}, "names the timing cache /dev/zero"),
+        ({"made_by": "9" * 900, "surplus": 1}, "surplus"),
+        ({"made_by": "9" * 5000}, "made_by"),
+        ({"made_by": "9." * 2000 + "x"}, "made_by"),
+        ({"format": 10**4000, "made_by": [1]}, "is a bundle of format 1000"),
+        ({"format": [[1]]}, "has the format list"),
     ],
 )
 def test_an_index_that_says_other_things_is_refused(good: Any, tmp_path: Path, changed: Any, told: str) -> None:
@@ -202,6 +237,19 @@ def test_a_key_that_a_later_version_added_asks_for_that_version(good: Any, tmp_p
     with pytest.raises(ArtifactError, match="another") as told:
         prove(bad)
     assert "Install slope-compile 99.1" in told.value.remedy
+
+
+def test_no_nesting_of_values_crashes(good: Any, tmp_path: Path) -> None:
+    """One level short of what json refuses, writing the value out would be one too deep."""
+    for depth in range(880, 1000, 3):
+        nested = f'{{"kind": "slope-compile bundle", "format": {"[" * depth}{"]" * depth}, "made_by": 1}}'
+        assert INDEX in refused(rewritten(good[0], tmp_path / "bad.zip", {INDEX: nested.encode()}))
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ArtifactError) as told:
+        prove(path)
+    return told.value.problem
 
 
 @pytest.mark.parametrize("size", [-1, 2**34, 1.5, "200", None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,19 +13,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundle_files import entry_of, rewritten
+from bundle_files import changed, with_contents
 from onnx import numpy_helper
 
 import slope_compile.bundle.build as build_module
 from slope_compile.artifacts import RunFolder
 from slope_compile.bundle.archive import opened_bundle
-from slope_compile.bundle.build import Built, build_bundle
+from slope_compile.bundle.build import EngineOutcome, build_bundle, require_here
 from slope_compile.bundle.contents import INDEX, Contents
 from slope_compile.bundle.opened import default_folder, is_bundle, open_bundle
 from slope_compile.bundle.verify import verify_bundle
 from slope_compile.codes_file import load_codes, save_codes
 from slope_compile.errors import ArtifactError, BackendError, CheckFailedError, StorageError
 from slope_compile.events import Events
+from slope_compile.targets.backends import BACKENDS
 from slope_compile.verify.verdict import Verdict
 
 ROW = json.dumps(
@@ -50,29 +52,14 @@ def device(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "device" / "small.a100.bundle.zip"
 
 
-def build(source: Path, out: Path | None = None, **options: Any) -> Built:
-    with open_bundle(source, out) as bundle:
+def build(source: Path, out: Path | None = None, **options: Any) -> EngineOutcome:
+    with open_bundle(source, out, require_here) as bundle:
         return build_bundle(bundle, Events(), **options)
 
 
 def verify(source: Path) -> Verdict:
     with open_bundle(source) as bundle:
         return verify_bundle(bundle, Events())
-
-
-def changed(archive: Path, name: str, data: bytes) -> Path:
-    """The archive with another file, whose checksum is right."""
-    (archive.parent / "new").write_bytes(data)
-    with opened_bundle(archive) as opened:
-        contents = opened.contents
-    files = contents.files | {name: entry_of(archive.parent / "new")}
-    (archive.parent / "new").unlink()
-    return with_contents(archive, contents.model_copy(update={"files": files}), {name: data})
-
-
-def with_contents(archive: Path, contents: Contents, more: Any = None) -> Path:
-    bad = rewritten(archive, archive.with_name("bad.zip"), {**(more or {}), INDEX: contents.to_json().encode()})
-    return bad.replace(archive)
 
 
 def test_a_bundle_is_built_beside_itself(whole: Path) -> None:
@@ -86,7 +73,7 @@ def test_a_bundle_is_built_beside_itself(whole: Path) -> None:
     assert told["header"]["onnx_sha256"] == files["model.onnx"].sha256
     assert told["header"]["target"] == "a100"
     assert told["header"]["profile"] == {"x": {"min": [1, 4, 6, 6], "opt": [2, 4, 6, 6], "max": [4, 4, 6, 6]}}
-    assert told["header"]["sparse_weights"]
+    assert told["header"]["sparse_weights"] is False
     assert sorted(RunFolder(folder).records) == ["build/a100", "bundle"]
 
 
@@ -240,6 +227,45 @@ def test_files_that_are_something_else_are_refused(carried: Path, name: str, dat
         assert verify(carried).verdict == "fail"
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [({"container": "FLOAT", "placement": "sparse-fp16"}, "sparse-fp16 in FLOAT"), ({"container": "EVIL"}, "container"),
+     ({"container": "INT4", "placement": "int8"}, "int8 in INT4"),
+     ({"container": "INT8", "placement": "float"}, "float in INT8"),
+     ({"container": "INT8", "placement": "int8", "block_size": 64}, "only INT4 has blocks"),
+     ({"block_size": 2**40}, "block_size")],
+)  # fmt: skip
+def test_a_container_that_no_placement_has_is_refused(carried: Path, row: dict[str, Any], told: str) -> None:
+    with zipfile.ZipFile(carried) as opened:
+        places = json.loads(opened.read("placement.json"))
+    places["places"][0] |= row
+    changed(carried, "placement.json", json.dumps(places).encode())
+    with pytest.raises(ArtifactError, match=told):
+        build(carried)
+    assert verify(carried)["placement"].status == "fail"
+
+
+def test_a_weight_of_fewer_axes_in_the_placed_file_is_found(carried: Path, run: RunFolder, tmp_path: Path) -> None:
+    """A Gemm's matrix in the place of a convolution's weight."""
+    with open_bundle(carried, tmp_path / "u") as bundle:
+        model = onnx.load(bundle.files / "placed.onnx")
+    (tensor,) = [t for t in model.graph.initializer if t.name == "c.weight.codes"]
+    (node,) = [n for n in model.graph.node if n.op_type == "Conv"]
+    node.op_type = "MatMul"
+    del node.attribute[:], node.input[2:]
+    channels = tensor.dims[0]
+    tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=onnx.TensorProto.INT8, dims=[channels]))
+    tensor.raw_data = bytes(channels)
+    changed(carried, "placed.onnx", model.SerializeToString())
+    with zipfile.ZipFile(carried) as opened:
+        places = json.loads(opened.read("placement.json"))
+    for place in places["places"]:
+        place |= {"container": "INT8", "placement": "int8", "block_size": 0}
+    changed(carried, "placement.json", json.dumps(places).encode())
+    with pytest.raises(CheckFailedError, match=r"c\.weight.*the file holds 1 axes"):
+        build(carried)
+
+
 def test_fewer_places_than_weights_are_a_failed_check(carried: Path, tmp_path: Path) -> None:
     changed(carried, "placement.json", b'{"places": []}')
     with pytest.raises(CheckFailedError, match="places 0 weights, and the model has 3"):
@@ -290,7 +316,7 @@ def test_the_wrong_machine_is_told_before_anything_else(carried: Path, monkeypat
     orin = for_orin(carried)
     with pytest.raises(BackendError, match="there is none here; target orin"):
         build(orin)
-    assert not (carried.parent / "small.a100/build").exists()
+    assert [path.name for path in carried.parent.iterdir()] == [carried.name]  # not even unpacked
     monkeypatch.setattr(build_module, "find_gpu", lambda: SimpleNamespace(sm=(8, 0)))
     with pytest.raises(BackendError, match="not orin"):
         build(orin)
@@ -302,7 +328,7 @@ def test_the_wrong_machine_is_told_before_anything_else(carried: Path, monkeypat
 def test_another_version_is_refused_with_both(carried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orin = for_orin(carried)
     monkeypatch.setattr(build_module, "find_gpu", lambda: SimpleNamespace(sm=(8, 7)))
-    monkeypatch.setattr(build_module, "choose_backend", lambda *_: None)
+    monkeypatch.setattr(build_module, "choose_backend", lambda name, _: BACKENDS[name])
     monkeypatch.setattr("slope_compile.targets.backends.version_of", lambda _: "10.9.0")
     with pytest.raises(BackendError, match=r"10\.3 to below 10\.8 \(JetPack 6\); 10\.9\.0 is installed here"):
         build(orin)

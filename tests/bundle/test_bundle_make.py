@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import zipfile
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 import pytest
 from bundle_files import codes_of, recipe
 
+import slope_compile.bundle.make as make_module
 from slope_compile.artifacts import RunFolder
 from slope_compile.bundle.archive import opened_bundle, prove
 from slope_compile.bundle.contents import INDEX
 from slope_compile.bundle.make import bundle_run
+from slope_compile.bundle.verify import bundle_tolerance
 from slope_compile.codes_file import load_codes
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
 from slope_compile.recipe import BatchRange, load_recipe
+from slope_compile.verify.parity import require_telling
+from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.verdict import NotCheckedError
 
 
 def test_the_archive_lies_beside_the_run_and_holds_what_a_device_needs(run: RunFolder, archive: Path) -> None:
@@ -29,6 +35,7 @@ def test_the_archive_lies_beside_the_run_and_holds_what_a_device_needs(run: RunF
     assert (contents.name, contents.target, contents.backend) == ("small", "a100", "tensorrt-rtx")
     assert contents.build.batch == BatchRange(min=1, opt=2, max=4)
     assert contents.precision == "fp32"
+    assert contents.allowed is not None
     assert 0 < contents.allowed.relative < 0.1
     assert contents.accuracies == {"fp32": 0.9, "compressed": 0.8}
     assert contents.accepts(contents.planned_for)
@@ -113,3 +120,40 @@ def test_a_timing_cache_of_this_machine_does_not_travel(run: RunFolder, tmp_path
     with opened_bundle(path) as opened, zipfile.ZipFile(path) as plain:
         assert opened.contents.build.timing_cache is None
         assert b"/home/me" not in plain.read("recipe.yaml") + plain.read(INDEX)
+
+
+def test_without_onnxruntime_the_tolerance_of_quantized_activations_cannot_be_made(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: object) -> Tolerance:
+        raise NotCheckedError("onnxruntime is not installed")
+
+    monkeypatch.setattr(make_module, "of_engine", absent)
+    with pytest.raises(BackendError, match="pip install onnxruntime"):
+        bundle_run(run, recipe(), "a100", Events(), tmp_path / "x.zip")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("relative", [math.inf, math.nan])
+def test_where_rounding_moves_outputs_anywhere_nothing_is_allowed_and_nothing_told(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: float
+) -> None:
+    monkeypatch.setattr(make_module, "of_engine", lambda *_: Tolerance(relative, "measured"))
+    path, contents = bundle_run(run, recipe(), "a100", Events(), tmp_path / "x.zip")
+    assert contents.allowed is None
+    assert prove(path) == contents
+    for none in (bundle_tolerance(contents), Tolerance(relative, "measured")):
+        with pytest.raises(NotCheckedError, match="nothing can be told"):
+            require_telling(none)
+
+
+def test_a_figure_that_json_cannot_hold_is_named(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "copy")
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(folder.stage_path("train"), folder.partial_path("train"))
+    figures = {"metric": "accuracy", "fp32": {"accuracy": math.nan}, "compressed": None}
+    (folder.partial_path("train") / "metrics.json").write_text(json.dumps(figures))
+    folder.commit("train", {}, {})
+    with pytest.raises(ArtifactError, match=r"accuracies\.fp32 would be 'nan'"):
+        bundle_run(folder, recipe(), "a100", Events(), tmp_path / "x.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]

@@ -6,7 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from slope_compile.lint.check import RULES
+import slope_compile.lint.check  # noqa: F401  fills the registry
+from slope_compile.lint.rules import RULES
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "lint.md").read_text(encoding="utf-8")

@@ -79,6 +79,44 @@ def concat(scale: str, both: bool = True) -> onnx.ModelProto:
     return pairs(*nodes, inputs={"v": IMAGE})
 
 
+def nested_concat(scale: str) -> onnx.ModelProto:
+    inner = [*pair("x", "a"), *pair("v", "b", scale), node("Concat", ["a", "b"], "c", axis=1), *pair("w", "d")]
+    return pairs(*inner, node("Concat", ["c", "d"], "y", axis=1), inputs={"v": IMAGE, "w": IMAGE})
+
+
+def class_token(constant: bool) -> onnx.ModelProto:
+    """A token, or an input, that is repeated for every image and put before what is quantized."""
+    dims = node("Concat", ["batch", "rest"], "dims", axis=0)
+    nodes = [*pair("x", "a"), node("Shape", ["x"], "batch", start=0, end=1), dims]
+    nodes += [node("Expand", ["token" if constant else "v", "dims"], "e"), node("Concat", ["e", "a"], "y", axis=1)]
+    tensors = [tensor("token", np.ones((1, 1, 8))), tensor("rest", [1, 8], "INT64")]
+    return pairs(*nodes, shape=["n", 4, 8], inputs={} if constant else {"v": [1, 1, 8]}, tensors=tensors)
+
+
+def epilogue(*ops: str, read: bool = False) -> onnx.ModelProto:
+    """A 2:4 Conv beside INT8, some operators behind it, Q/DQ behind them; or something else reads floats, too."""
+    stored, dequantize = weight(sparse(8, 8, 1, 1), np.full(8, 0.5), axis=0)
+    nodes, value = [*pair("x", "a"), dequantize, node("Conv", ["a", "w"], "c")], "c"
+    for number, op in enumerate(ops):
+        more = ["c"] if op == "Mul" else []
+        nodes.append(node(op, [value, *more], f"v{number}"))
+        value = f"v{number}"
+    nodes += [*pair(value, "y" if not read else "q")]
+    if read:
+        nodes += [node("Softmax", [value], "m"), node("Sub", ["q", "m"], "y")]
+    return model(nodes, [*stored.values(), *activation().values()])
+
+
+def codes_cast() -> onnx.ModelProto:
+    """An INT4 Conv whose codes a Cast reads, too."""
+    graph = conv(dtype="INT4", quantized=False)
+    graph.graph.node[-1].output[0] = "o"
+    graph.graph.node.append(node("Cast", ["w.codes"], "k", to=TensorProto.FLOAT))
+    graph.graph.node.append(node("ReduceSum", ["k"], "t"))
+    graph.graph.node.append(node("Add", ["o", "t"], "y"))
+    return graph
+
+
 def behind_conv(op: str, order: str) -> onnx.ModelProto:
     stored, dequantize = weight(dense(8, 8, 1, 1), np.full(8, 0.5), axis=0)
     statistics = [tensor(f"n{i}", np.ones(8)) for i in range(4)]
@@ -204,7 +242,10 @@ BROKEN: list[tuple[str, str, str, Make, Make]] = [
     ("odd-count", "error", "9 elements", lambda: odd("INT4", False), lambda: odd("INT8", False)),
     ("int32-dequantize", "error", "INT32 tensor 'i'", lambda: bias("INT32"), lambda: bias("INT8")),
     ("int4-conv", "warning", "'w' is INT4", lambda: conv(dtype="INT4", quantized=False), lambda: conv(quantized=False)),
-    ("int4-conv-int8-input", "warning", "its activation is quantized", lambda: conv(dtype="INT4"), conv),
+    ("int4-conv", "error", "'w' is INT4", codes_cast, lambda: conv(quantized=False)),
+    ("int4-int8-input", "warning", "its activation is quantized", lambda: conv(dtype="INT4"), conv),
+    ("int4-int8-input", "warning", "'w' is INT4", lambda: int4((256, 64), 128, quantized=True),
+     lambda: int4((256, 64), 128)),
     ("mixed-factors", "error", "multiplies FLOAT with FLOAT16", lambda: factors(False), lambda: factors(True)),
     ("opset-too-old", "error", "need opset 13; the file has 11", lambda: conv(opset=11), lambda: conv(opset=13)),
     ("opset-too-old", "error", "nodes need opset 10", lambda: conv(opset=9, scale=0.5),
@@ -226,6 +267,8 @@ BROKEN: list[tuple[str, str, str, Make, Make]] = [
                    inputs={"v": IMAGE})),
     ("concat-scales", "warning", "0.1, 0.25", lambda: concat("t"), lambda: concat("s")),
     ("concat-scales", "warning", "1 of 2 inputs", lambda: concat("s", both=False), lambda: concat("s")),
+    ("concat-scales", "warning", "0.1, 0.25", lambda: nested_concat("t"), lambda: nested_concat("s")),
+    ("concat-scales", "warning", "1 of 2 inputs", lambda: class_token(False), lambda: class_token(True)),
     ("average-pool", "warning", "its output is not", lambda: pool(True, False), lambda: pool(True, True)),
     ("average-pool", "warning", "its input is not", lambda: pool(False, True), lambda: pool(False, False)),
     ("inside-fusion", "warning", "and the Relu", lambda: behind_conv("Relu", "early"),
@@ -268,6 +311,16 @@ BROKEN: list[tuple[str, str, str, Make, Make]] = [
      lambda: conv(sparse(16, 4, 3, 3))),
     ("sparse-float-output", "warning", "stays in floats",
      lambda: conv(sparse(16, 8, 3, 3), ending="float"), lambda: conv(sparse(16, 8, 3, 3))),
+    ("sparse-float-output", "warning", "stays in floats",
+     lambda: epilogue("Sigmoid", "Mul", read=True), lambda: epilogue("Sigmoid", "Mul")),
+    ("sparse-float-output", "warning", "stays in floats", lambda: epilogue("Softmax"), lambda: epilogue("Gelu")),
+    ("order", "error", "reads 'zzz'", lambda: model([node("Add", ["x", "zzz"], "y")]),
+     lambda: model([node("Add", ["x", "x"], "y")])),
+    ("order", "error", "reads 'b', which nothing makes before it",
+     lambda: model([node("Relu", ["b"], "a"), node("Relu", ["a"], "b"), node("Add", ["x", "b"], "y")]),
+     lambda: model([node("Relu", ["x"], "a"), node("Relu", ["a"], "b"), node("Add", ["x", "b"], "y")])),
+    ("order", "error", "reads 'y'",
+     lambda: model([node("Relu", ["x"], "z")]), lambda: model([node("Relu", ["x"], "y")])),
     ("operator", "error", "does not build QLinearMatMul, 2 times",
      lambda: model([node("QLinearMatMul", [*"xszkszsz"], "a"), node("QLinearMatMul", [*"aszkszsz"], "y")],
                    [*activation().values(), tensor("k", np.ones((8, 8)), "INT8")], dtype=TensorProto.INT8), conv),

@@ -13,7 +13,8 @@ from lint_cases import BROKEN, external
 from lint_graphs import conv, int4, situation, skip
 
 from slope_compile.errors import ArtifactError
-from slope_compile.lint.check import Violation, lint
+from slope_compile.lint.check import lint
+from slope_compile.lint.rules import Violation
 
 
 @cache

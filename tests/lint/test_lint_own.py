@@ -25,7 +25,7 @@ from slope_compile.recipe import BuildSection
     [
         (resnet, {"bits": 4}, set()),
         (resnet, {"bits": 2, "activation_bits": 8, "quantize_outputs": True}, {"sparse-float-output"}),
-        (deit, {"bits": 4, "activation_bits": 8}, {"sparse-float-output", "concat-scales"}),
+        (deit, {"bits": 4, "activation_bits": 8}, {"sparse-float-output"}),
     ],
     ids=["resnet-w4", "resnet-w2a8", "deit-w4a8"],
 )

@@ -12,7 +12,8 @@ from lint_graphs import activation, conv, int4, model, pair, situation, skip, sp
 from onnx import TensorProto, helper
 from qdq_graphs import node
 
-from slope_compile.lint.check import RULES, Violation, lint
+from slope_compile.lint.check import lint
+from slope_compile.lint.rules import RULES, Violation
 
 
 def found(tmp_path: Path, graph: onnx.ModelProto, **of_situation: str) -> list[Violation]:
@@ -54,7 +55,7 @@ def test_what_depends_on_backend_and_target(tmp_path: Path) -> None:
     rtx = {"backend": "tensorrt-rtx", "version": "1.7.1"}
     assert rules(conv(dtype="INT4", quantized=False), **rtx) == set()
     assert rules(int4((256, 64), 32), **rtx) == set()
-    assert "int4-conv-int8-input" in rules(conv(dtype="INT4"), **rtx)
+    assert "int4-int8-input" in rules(conv(dtype="INT4"), **rtx)
     nonzero = model([node("NonZero", ["x"], "y")])
     assert "operator" in rules(nonzero, **rtx)
     assert rules(nonzero) == set()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from lint_cases import BROKEN
+from lint_cases import BROKEN, codes_cast
 from lint_graphs import situation
 
+from slope_compile.errors import BackendError
 from slope_compile.lint.check import lint
 from slope_compile.placement.apply import placed_model
 from slope_compile.placement.choose import choose_places
@@ -28,7 +29,7 @@ REFUSED = {
     "target-type": ("has no FLOAT8E4M3FN",),
     "odd-count": ("45 elements", "9 elements"),
     "int32-dequantize": ("INT32 tensor 'i'",),
-    "int4-conv-int8-input": ("its activation is quantized",),
+    "int4-int8-input": ("its activation is quantized",),
     "mixed-factors": ("multiplies FLOAT with FLOAT16",),
     "block-axis": ("along axis 1",),
     "operator": ("does not build QLinearMatMul, 2 times",),
@@ -36,7 +37,7 @@ REFUSED = {
 }
 MENDED = [case for case in BROKEN if case[1] == "warning" and case[0] in {
     "int4-block-size", "block-axis", "block-tail", "block-type", "uint8", "narrow-type", "odd-count", "int4-conv",
-    "int4-conv-int8-input",
+    "int4-int8-input",
 }]  # fmt: skip
 BUILD = """
 import json, sys
@@ -78,3 +79,12 @@ def test_what_is_mended(tmp_path: Path, rule, level, detail, bad, good) -> None:
     assert any(v.rule == rule and "slope-compile build" in v.remedy for v in lint(path, here))
     placed = placed_model(path, weights, choose_places(path, weights, here), here, tmp_path)
     assert [v for v in lint(placed, here) if v.level == "error" or "slope-compile build" in v.remedy] == []
+
+
+def test_what_cannot_be_moved_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(codes_cast(), path)
+    here, weights = situation(), coded_weights(path)
+    assert [v.level for v in lint(path, here) if v.rule == "int4-conv"] == ["error"]
+    with pytest.raises(BackendError, match="codes of 'w' are used by Cast"):
+        placed_model(path, weights, choose_places(path, weights, here), here, tmp_path)

@@ -56,12 +56,17 @@ def test_a_model_without_codes_is_written_too(tmp_path: Path) -> None:
     assert places[0].reason == "stored as FLOAT: not compressed"
 
 
-def test_codes_in_a_constant_node_are_placed(tmp_path: Path) -> None:
+def in_constant_nodes(path: Path) -> Path:
     source = coded(np.random.default_rng(0).integers(-8, 8, (128, 4)), 0.5, "INT8", op="MatMul")
-    tensor = source.graph.initializer.pop(0)
-    source.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
-    model = tmp_path / "model.onnx"
-    onnx.save(source, model)
+    for tensor in list(source.graph.initializer):
+        source.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del source.graph.initializer[:]
+    onnx.save(source, path)
+    return path
+
+
+def test_codes_in_a_constant_node_are_placed(tmp_path: Path) -> None:
+    model = in_constant_nodes(tmp_path / "model.onnx")
     placed, places = place(model, situation(precision="fp32"), tmp_path)
     assert (places[0].placement, types(placed)["w.codes"]) == ("int4-weight", "INT4")
 
@@ -221,3 +226,9 @@ def test_the_dense_twin_has_the_weights_and_nothing_else(net: Any, tmp_path: Pat
         assert (old.name, new.codes) == (new.name, None) and np.array_equal(old.values(), new.values())
     x = np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)
     np.testing.assert_allclose(run(dense, x), run(model, x), rtol=1e-5, atol=1e-5)
+
+
+def test_codes_in_a_constant_node_have_a_dense_twin(tmp_path: Path) -> None:
+    model = in_constant_nodes(tmp_path / "model.onnx")
+    (old,), (new,) = coded_weights(model), coded_weights(dense_twin(model, tmp_path))
+    assert new.codes is None and np.array_equal(old.values(), new.values())

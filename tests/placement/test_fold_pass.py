@@ -60,22 +60,38 @@ def test_codes_dequantized_in_two_ways_are_refused() -> None:
         fold(model(nodes, tensors))
 
 
-@pytest.mark.parametrize("clip", ["", "input.clip", "input.clip_1", "relu6"])
-def test_quantizers_of_activations_go_with_their_own_clip_alone(clip: str) -> None:
+@pytest.mark.parametrize(
+    ("clip", "quantizer", "op", "own"),
+    [
+        ("", "a.input.q", "Clip", True),
+        ("a.input.clip", "a.input.q", "Clip", True),
+        ("a.input.clip_1", "a.input.q_1", "Clip", True),
+        ("a.input.clip", "a.input.q", "Relu", True),
+        ("relu6", "a.input.q", "Clip", False),
+        ("clip_1", "a.input.q", "Clip", False),  # a ReLU6 of a model's own
+        ("clip_1", "q_1", "Clip", False),
+        ("b.clip", "a.input.q", "Clip", False),
+        ("a.input.clip_1", "a.input.q", "Clip", False),
+        ("a.input.clip", "a.input.q", "Tanh", False),
+        ("a.input.clip", "QuantizeLinear_3", "Clip", False),
+    ],
+)
+def test_quantizers_of_activations_go_with_their_own_clip_alone(clip: str, quantizer: str, op: str, own: bool) -> None:
     tensors = [tensor("s", 0.1, "FLOAT"), tensor("z", 0, "INT8"), tensor("w", RNG.standard_normal((4, 4)), "FLOAT")]
     tensors += [tensor("low", -1.0, "FLOAT"), tensor("high", 1.0, "FLOAT")]
     nodes: list[Any] = []
     if clip:
-        nodes.append(node("Clip", ["x", "low", "high"], "c"))
+        nodes.append(node(op, ["x", *(["low", "high"] if op == "Clip" else [])], "c"))
         nodes[0].name = clip
     nodes += [
         node("QuantizeLinear", ["c" if clip else "x", "s", "z"], "q"),
         node("DequantizeLinear", ["q", "s", "z"], "d"),
         node("MatMul", ["d", "w"], "y"),
     ]
+    nodes[-3].name = quantizer
     graph = ir.from_proto(model(nodes, tensors))
     RemoveQuantizers()(graph)
-    assert [one.op_type for one in graph.graph] == (["Clip", "MatMul"] if clip == "relu6" else ["MatMul"])
+    assert [one.op_type for one in graph.graph] == (["MatMul"] if own else [op, "MatMul"])
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [("FLOAT16", 10), ("BFLOAT16", 7)])

@@ -72,6 +72,16 @@ def test_a_first_factor_stays() -> None:
     assert [one.op_type for one in gemm(source).graph.node] == ["MatMul"]
 
 
+def test_what_the_pass_ensures() -> None:
+    with pytest.raises(ir.passes.PostconditionError, match="the MatMul 'MatMul:m' of 'w' is no Gemm yet"):
+        MatMulToGemm(["w"]).ensures(ir.from_proto(product(["batch", 5, 12], ["batch", 5, 8])))
+    MatMulToGemm(["w"]).ensures(ir.from_proto(product(["batch", "tokens", 12], ["batch", "tokens", 8])))
+    wrong = product(["batch", 5, 12], ["batch", 5, 8])
+    wrong.graph.node[0].op_type = "Gemm"
+    with pytest.raises(ir.passes.PostconditionError, match="the Gemm 'MatMul:m' of 'w' reads 3 axes"):
+        MatMulToGemm(["w"]).ensures(ir.from_proto(wrong))
+
+
 def test_the_latest_row_of_the_table_that_fits_counts() -> None:
     assert wanted_form("tensorrt", (10, 3), "sparse-fp16") == wanted_form("tensorrt", (11, 4), "sparse-fp16") == "Gemm"
     assert wanted_form("tensorrt", (11, 4), "sparse-int8") == "as exported"

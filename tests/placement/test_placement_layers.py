@@ -107,6 +107,9 @@ def test_a_batch_of_another_name_is_not_known() -> None:
         (["Relu", "QuantizeLinear"], True),
         (["Add", "Relu", "QuantizeLinear"], True),
         (["QuantizeLinear"], True),
+        (["Gelu", "QuantizeLinear"], True),
+        (["Sigmoid", "Mul", "QuantizeLinear"], True),  # SiLU
+        (["Reshape", "QuantizeLinear"], True),
         (["Relu"], False),
         (["Softmax", "QuantizeLinear"], False),
         (["Relu", "QuantizeLinear", "also float"], False),
@@ -115,6 +118,7 @@ def test_a_batch_of_another_name_is_not_known() -> None:
 def test_whether_the_epilogue_is_int8(tmp_path: Path, tail: list[str], expected: bool) -> None:
     tensors = [tensor("w.codes", sparse_codes(RNG, (8, 8), 4, 0), "INT8"), tensor("w.scale", 0.1, "FLOAT")]
     tensors += [tensor("s", 0.1, "FLOAT"), tensor("z", 0, "INT8"), tensor("b", np.ones(8), "FLOAT")]
+    tensors.append(onnx.numpy_helper.from_array(np.array([-1, 8], np.int64), "r"))
     nodes = [
         node("DequantizeLinear", ["w.codes", "w.scale"], "w"),
         node("QuantizeLinear", ["x", "s", "z"], "q"),
@@ -126,7 +130,7 @@ def test_whether_the_epilogue_is_int8(tmp_path: Path, tail: list[str], expected:
         if op == "also float":
             nodes.append(node("Sqrt", [f"v{number - 2}"], "extra"))
             continue
-        more = {"Add": ["b"], "QuantizeLinear": ["s", "z"]}.get(op, [])
+        more = {"Add": ["b"], "Mul": ["v0"], "Reshape": ["r"], "QuantizeLinear": ["s", "z"]}.get(op, [])
         nodes.append(node(op, [value, *more], f"v{number}"))
         value = f"v{number}"
     last = ["DequantizeLinear", value, "s", "z"] if "QuantizeLinear" in tail else ["Sqrt", value]

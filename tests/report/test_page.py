@@ -103,6 +103,17 @@ def test_a_whole_run(run: RunData) -> None:
     assert len(page.encode()) < 100_000
 
 
+def test_an_engine_that_was_not_read(run: RunData) -> None:
+    builds = json.loads(json.dumps(run.builds))
+    for build in builds.values():
+        build["summary"] |= {"held": None, "not_held": None}
+        for row in build["layers"]:
+            row["engine"] |= {"dtype": None, "held": False, "note": "nothing found"}
+    text = check(render(make_run(builds=builds))).text()
+    assert "11 coded layers: not checked whether held as declared" in text and "not found" in text
+    assert "✗ NOT as declared" not in text and "✓ held" not in text
+
+
 def test_bits_of_activations_have_a_column_only_where_there_are_some(run: RunData) -> None:
     assert "Activations" not in render(run)
     metrics = json.loads(json.dumps(run.metrics))

@@ -154,6 +154,20 @@ def test_where_onnxruntime_is_absent_the_golden_outputs_stand_in_for_it(
     assert check(absent=True).detail == "onnxruntime is not installed"
 
 
+@pytest.mark.parametrize("absent", [False, True], ids=["onnxruntime", "golden"])
+def test_a_profile_of_one_batch_size_gets_whole_batches(
+    absent: bool, check: Callable[..., Check], with_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed's 10 samples and the golden ones are no multiple of 6."""
+    worker = STAND_IN.replace(" * FACTOR", "").replace("max(len(v) for v in inputs.values()) <= 4", "SIX")
+    monkeypatch.setattr(engine_module, "_WORKER", worker.replace("SIX", "{len(v) for v in inputs.values()} == {6}"))
+    make_twin().golden(tmp_path / "golden.safetensors")
+    golden = Once(lambda: named(read_golden(tmp_path / "golden.safetensors"), tmp_path / "model.onnx"))
+    shape = [6, 8, 6, 6]
+    found = check(absent=absent, golden=golden, profile={"input": {"min": shape, "opt": shape, "max": shape}})
+    assert found.status == "pass", found.detail
+
+
 @pytest.mark.parametrize(
     ("worker", "status", "words"),
     [
@@ -187,8 +201,26 @@ def test_the_worker_itself_reports_an_engine_that_does_not_load(check: Callable[
 
 def test_split_keeps_every_sample_in_order() -> None:
     feed = {"a": np.arange(7), "b": np.arange(14).reshape(7, 2)}
-    parts = split(feed, 3)
+    parts = split(feed, 1, 3)
     assert [len(part["a"]) for part in parts] == [3, 3, 1]
     for name, array in feed.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
-    assert len(split(feed, None)) == 1
+    assert len(split(feed, 1, None)) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "smallest", "largest", "rows"),
+    [
+        (16, 6, 6, [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 1]]),
+        (5, 2, 4, [[0, 1, 2, 3], [4, 0]]), (4, 2, 4, [[0, 1, 2, 3]]), (2, 5, 8, [[0, 1, 0, 1, 0]]),
+        (2, 3, None, [[0, 1, 0]]),
+    ],
+)  # fmt: skip
+def test_split_fills_up_what_is_less_than_the_profile_allows(
+    count: int, smallest: int, largest: int | None, rows: list[list[int]]
+) -> None:
+    feed = {"a": np.arange(count), "b": np.arange(2 * count).reshape(count, 2)}
+    parts = split(feed, smallest, largest)
+    assert [part["a"].tolist() for part in parts] == rows
+    for part in parts:
+        np.testing.assert_array_equal(part["b"], feed["b"][part["a"]])

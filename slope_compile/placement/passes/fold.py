@@ -5,6 +5,7 @@ TensorRT looks for 2:4 in FP16 constants; a DequantizeLinear of INT8 codes besid
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from slope_compile.placement.passes.graph import add_constant, codes_of, constant, dequantizers
+
+_OURS = re.compile(r"(?P<name>.+)\.q(?P<suffix>(_\d+)?)", re.DOTALL)  # how the export names a quantizer
 
 
 class FoldWeights(ir.passes.InPlacePass):
@@ -98,10 +101,11 @@ class RemoveQuantizers(ir.passes.InPlacePass):
 
 
 def _before_clip(quantize: ir.Node) -> ir.Value:
-    """Return what a quantizer reads, its own NAME.clip aside."""
+    """Return what a quantizer reads, its own Clip or Relu aside: NAME.clip of NAME.q, NAME.clip_1 of NAME.q_1."""
     value = quantize.inputs[0]
     assert value is not None  # QuantizeLinear has an input
     clip = value.producer()
-    own = clip is not None and (clip.name or "").rpartition(".")[2].startswith("clip")
-    before = clip.inputs[0] if clip is not None and own else None
-    return value if before is None else before
+    ours = _OURS.fullmatch(quantize.name or "")
+    if clip is None or ours is None or clip.op_type not in ("Clip", "Relu") or clip.inputs[0] is None:
+        return value
+    return clip.inputs[0] if clip.name == f"{ours['name']}.clip{ours['suffix']}" else value

@@ -22,7 +22,7 @@ class Form:
         backend: Name of the backend.
         since: Its first version of which this is said.
         placement: The placement.
-        op: `Gemm`, or `as exported`: whichever of both the file has.
+        op: `Gemm`.
         source: Who says so.
     """
 
@@ -33,12 +33,9 @@ class Form:
     source: str
 
 
+# Where nothing is said, a product stays as exported.
 FORMS = (
     Form("tensorrt", (10, 0), "sparse-fp16", "Gemm", "NVIDIA/TensorRT#2271, onnxsim PR #764: sparse FP16 needs Gemm"),
-    Form("tensorrt", (10, 0), "sparse-int8", "as exported", "NVIDIA/TensorRT#2271: MatMul is eligible with INT8"),
-    Form("tensorrt", (10, 14), "sparse-int8", "as exported", "Model-Optimizer PR #1664: MatMul chosen with 10.14.1"),
-    Form("tensorrt", (10, 0), "int4-weight", "as exported", "Model-Optimizer: INT4 for MatMul and Gemm"),
-    Form("tensorrt-rtx", (1, 0), "int4-weight", "as exported", "tried with 1.7.1: both are fused"),
 )
 
 
@@ -74,18 +71,36 @@ class MatMulToGemm(ir.passes.InPlacePass):
                 modified |= node.op_type == "MatMul" and index == 1 and _replace(node, name)
         return ir.passes.PassResult(model, modified=modified)
 
+    def ensures(self, model: ir.Model) -> None:
+        """No MatMul is left that can be a Gemm, and a Gemm reads two axes."""
+        for name in self._names:
+            for node, index in multipliers(codes_of(model, name), name):
+                if node.op_type == "MatMul" and index == 1 and _sizes(node) is not None:
+                    raise ir.passes.PostconditionError(f"the MatMul '{node.name}' of '{name}' is no Gemm yet")
+                shape = None if node.op_type != "Gemm" or node.inputs[0] is None else node.inputs[0].shape
+                if shape is not None and len(shape) != 2:
+                    raise ir.passes.PostconditionError(f"the Gemm '{node.name}' of '{name}' reads {len(shape)} axes")
+
+
+def _sizes(node: ir.Node) -> list[int | None] | None:
+    """Return the sizes of a MatMul's output but for the channels; None where it cannot be a Gemm."""
+    activation, weight = node.inputs[0], node.inputs[1]
+    if activation is None or activation.shape is None or weight is None or weight.shape is None:
+        return None
+    sizes = [size if isinstance(size, int) else None for size in activation.shape[:-1]]
+    fits = len(weight.shape) == 2 and len(activation.shape) > 1 and sizes.count(None) < 2
+    return sizes if fits and isinstance(node.graph, ir.Graph) else None
+
 
 def _replace(node: ir.Node, name: str) -> bool:
     """Replace one MatMul; return whether that could be done."""
+    sizes = _sizes(node)
+    if sizes is None:
+        return False
     activation, weight, out, graph = node.inputs[0], node.inputs[1], node.outputs[0], node.graph
-    shape = activation.shape if activation is not None else None
-    if activation is None or weight is None or shape is None or not isinstance(graph, ir.Graph):
-        return False
-    rank = len(shape)
-    matrix = weight.shape is not None and len(weight.shape) == 2
-    sizes = [size if isinstance(size, int) else None for size in shape[:-1]]
-    if not matrix or rank < 2 or sizes.count(None) > 1:
-        return False
+    assert activation is not None and weight is not None and isinstance(graph, ir.Graph)  # else it had no sizes
+    assert activation.shape is not None
+    shape, rank = activation.shape, len(activation.shape)
     if rank == 2:
         gemm = ir.node("Gemm", [activation, weight], name=node.name)
         nodes, last = [gemm], gemm

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-_TURNS = ("Transpose", "Reshape", "Identity")
+from slope_compile.qdq.graph import MULTIPLIES, TURNS
+
 _CASTS = ("Cast", "CastLike")
-_MULTIPLIES = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 def codes_of(model: ir.Model, name: str) -> ir.Value:
@@ -65,7 +65,7 @@ def dequantizers(codes: ir.Value, name: str) -> list[ir.Node]:
         for node, index in value.uses():
             if node.op_type == "DequantizeLinear" and index == 0:
                 found.append(node)
-            elif node.op_type in _TURNS and index == 0:
+            elif node.op_type in TURNS and index == 0:
                 pending.extend(node.outputs)
             else:
                 raise ir.passes.PreconditionError(f"the codes of '{name}' are used by {node.op_type}")
@@ -84,7 +84,7 @@ def multipliers(value: ir.Value, name: str) -> list[tuple[ir.Node, int]]:
     pending = [value]
     while pending:
         for node, index in pending.pop().uses():
-            if node.op_type in _MULTIPLIES and index < 2:
+            if node.op_type in MULTIPLIES and index < 2:
                 found.append((node, index))
             elif node.op_type in ("Transpose", "Identity", *_CASTS) and index == 0:
                 pending.extend(node.outputs)

@@ -20,6 +20,8 @@ import onnx_ir as ir
 
 from slope_compile.placement.passes.half_constants import Array, is_in_range, to_half
 from slope_compile.placement.passes.slots import FLOAT, Slots, slots
+from slope_compile.qdq.epilogue import EPILOGUE
+from slope_compile.qdq.graph import MOVES
 
 PRODUCTS = (
     "Conv", "ConvTranspose", "DeformConv", "MatMul", "Gemm", "Einsum", "Attention", "LSTM", "GRU", "RNN",
@@ -29,11 +31,6 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Q
 _SENSITIVE = (
     "Pow", "Exp", "Log", "CumSum", "ReduceSum", "ReduceSumSquare", "ReduceProd", "ReduceL1", "ReduceL2",
     "ReduceLogSum", "ReduceLogSumExp", "LpNormalization", "RoiAlign", "GridSample", "AffineGrid", "NonMaxSuppression",
-)  # fmt: skip
-_MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
-_EPILOGUE = (
-    "BatchNormalization", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Gelu",
-    "Tanh", "Add", "Mul",
 )  # fmt: skip
 
 
@@ -118,7 +115,7 @@ def _int8_chains(graph: ir.Graph) -> Iterator[ir.Node]:
     for node in int8_products(graph):
         yield node
         after = _only_reader(node)
-        while after is not None and after.op_type in _EPILOGUE and _reads_nothing_else(after):
+        while after is not None and after.op_type in EPILOGUE and _reads_nothing_else(after):
             yield after
             after = _only_reader(after)
 
@@ -127,7 +124,7 @@ def _moved(value: ir.Value | None) -> tuple[list[ir.Node], ir.Node | None]:
     """Return the nodes that only move a value, and the one that makes it."""
     moves: list[ir.Node] = []
     node = None if value is None else value.producer()
-    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+    while node is not None and node.op_type in MOVES and node.inputs[0] is not None:
         moves.append(node)
         node = node.inputs[0].producer()
     return moves, node
