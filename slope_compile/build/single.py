@@ -8,14 +8,15 @@ from typing import Any
 
 from slope_compile.artifacts import storage_errors, sync
 from slope_compile.build.engine import build_engine
-from slope_compile.errors import ArtifactError
+from slope_compile.errors import ArtifactError, StorageError
 from slope_compile.events import Events
 from slope_compile.recipe import build_section
 
+TENSORS = "placed.data"  # of a placed.onnx over 1 GiB
 COMPANIONS = {
     "model.engine": "",
     "placed.onnx": ".placed.onnx",
-    "placed.data": ".placed.data",
+    TENSORS: ".placed.data",
     "layers.json": ".layers.json",
     "build.log": ".log",
     "timing.cache": ".timing.cache",
@@ -53,8 +54,11 @@ def build(
         raise ArtifactError(f"{source} does not exist.", "Name an .onnx file or a run folder.")
     section = build_section(keys, (), str(source))
     engine = engine_path(source, target, out)
+    if not engine.parent.is_dir():
+        raise StorageError(f"There is no folder {engine.parent} to write {engine.name} into.", "Make it first.")
     with storage_errors(engine), tempfile.TemporaryDirectory(prefix=f".{engine.name}.", dir=engine.parent) as work:
         result = build_engine(source, target, section, Path(work), events or Events())
+        _rename_tensors(Path(work), f"{engine.name}{COMPANIONS[TENSORS]}")
         for made, suffix in reversed(COMPANIONS.items()):  # the engine last: where it is, its layer list is too
             if (Path(work) / made).exists():
                 sync(Path(work) / made)
@@ -71,3 +75,15 @@ def engine_path(onnx: Path, target: str, out: str | Path | None) -> Path:
         out: As asked for, None for the default.
     """
     return Path(out) if out else onnx.with_suffix(f".{target}.engine")
+
+
+def _rename_tensors(work: Path, name: str) -> None:
+    """Let placed.onnx look for its tensors under the name that they get beside the engine."""
+    if not (work / TENSORS).exists():
+        return
+    import onnx_ir as ir
+
+    placed = work / "placed.onnx"
+    ir.save(ir.load(placed), work / "renamed.onnx", external_data=name)
+    (work / "renamed.onnx").replace(placed)
+    (work / name).replace(work / TENSORS)
