@@ -33,8 +33,8 @@ SHARED_ROOMS = ("compression", "codes_file.py")
 ROOMS = {
     "train": ("train",),
     "export": ("qdq", "export", "train"),
-    "build": ("qdq", "targets", "placement", "build"),
-    "verify": ("qdq", "targets", "placement", "export", "build", "verify", "train"),
+    "build": ("qdq", "targets", "placement", "lint", "build"),
+    "verify": ("qdq", "targets", "placement", "lint", "export", "build", "verify", "train"),
 }
 LOGS = ("build.log",)  # kept, but not digested: it holds times
 

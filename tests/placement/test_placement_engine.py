@@ -43,7 +43,8 @@ def exported(path: Path, int8: bool) -> Path:
         return f"{value}.dq"
 
     nodes.append(node("Conv", [quantized("x"), "c.weight"], "c", pads=[1, 1, 1, 1]))
-    nodes += [node("Relu", ["c"], "r"), node("GlobalAveragePool", [quantized("r")], "p"), node("Flatten", ["p"], "v")]
+    nodes.append(node("Relu", ["c"], "r"))
+    nodes += [node("GlobalAveragePool", [quantized("r")], "p"), node("Flatten", ["p"], "v")]
     nodes += [node("MatMul", [quantized("v"), "f.weight"], "f"), node("Relu", ["f"], "g")]
     nodes.append(node("MatMul", [quantized("g"), "h.weight"], "y"))
     proto = graph_of(nodes, tensors, opset=21)
