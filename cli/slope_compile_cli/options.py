@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from slope_compile.artifacts import RunFolder
-from slope_compile.bundle.opened import STAGE
 from slope_compile.errors import ArtifactError, RecipeError
 from slope_compile.events import Events
 from slope_compile.pipeline import TRAIN_SECTIONS, Outcome, Pipeline, is_first_process, open_run
@@ -47,6 +46,8 @@ def recipe_of(run: Path, sets: Iterable[str]) -> Recipe:
         ArtifactError: If the folder is no run folder.
         RecipeError: If a setting would change what was trained.
     """
+    from slope_compile.bundle.opened import STAGE
+
     if STAGE in RunFolder.existing(run).records:
         raise ArtifactError(
             f"{run} is where a bundle was unpacked, not a run folder.", "`build`, `verify` and `inspect` take it."

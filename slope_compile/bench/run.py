@@ -92,8 +92,9 @@ def _dense(subject: Subject, folder: Path, events: Events) -> dict[str, str]:
     """Build the dense FP16 engine of the same model, for the same shapes and with the same settings."""
     if subject.onnx is None:
         raise BackendError(subject.no_onnx, "Name it with --onnx.")
-    from slope_compile.build.engine import compile_planned, plan_build, situation_of
+    from slope_compile.build.engine import compile_planned, plan_build
     from slope_compile.placement.dense import dense_twin
+    from slope_compile.placement.situation import situation_of
     from slope_compile.targets.backends import BACKENDS
     from slope_compile.targets.target import find_target
 

@@ -26,17 +26,17 @@ from slope_compile.lint.check import lint
 from slope_compile.placement.apply import placed_model
 from slope_compile.placement.choose import Place, choose_places
 from slope_compile.placement.rules import SPARSE
-from slope_compile.placement.situation import Situation
+from slope_compile.placement.situation import Situation, situation_of
 from slope_compile.qdq.checks import check_scale, check_zero_point
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_model
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.recipe import MAX_EXTENT, BuildSection
-from slope_compile.targets.backends import BACKENDS, Backend, choose_backend
+from slope_compile.targets.backends import BACKENDS, choose_backend
 from slope_compile.targets.gpu import find_gpu
 from slope_compile.targets.options import Options
 from slope_compile.targets.refusals import notes, require_buildable, require_gpu
-from slope_compile.targets.target import Target, find_target
+from slope_compile.targets.target import find_target
 
 VIOLATIONS_TOLD = 3
 
@@ -126,27 +126,6 @@ def build_engine(
     situation = situation_of(section, aim, backend, version, model)
     planned = plan_build(model, situation, section, out, events)
     return compile_planned(planned, section, out, events, layers, last)
-
-
-def situation_of(section: BuildSection, target: Target, backend: Backend, version: str, model: Path) -> Situation:
-    """Return for whom a model is placed, with the precision and the batch that the recipe leaves open.
-
-    Args:
-        section: How to build.
-        target: The GPU.
-        backend: Who builds.
-        version: The backend's version: the installed one, or the one expected on the device.
-        model: The exported ONNX file.
-
-    Raises:
-        BackendError: If the precision asked for is not to be had there.
-        ArtifactError: If the model cannot be read.
-    """
-    from slope_compile.placement.passes.precision import resolve_precision  # onnx_ir: not on a device
-
-    precision, reason = resolve_precision(model, section.precision, target, backend)
-    batch = section.batch.resolved(target.opt_batch)[1]
-    return Situation(target, backend, version, precision, batch, section.placement, reason)
 
 
 def plan_build(model: Path, situation: Situation, section: BuildSection, out: Path, events: Events) -> Planned:

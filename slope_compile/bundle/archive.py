@@ -29,7 +29,7 @@ MAX_INFLATION, MIN_ALLOWANCE = 200, 2**26
 _END, _END64, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ORDINARY_FLAGS = 0x0808  # a size behind the data, a name in UTF-8; anything else is encrypted or patched
-_BROKEN = (
+_BROKEN = (  # what zipfile and zlib answer to damaged bytes
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError,
     OverflowError, IndexError, OSError,
 )  # fmt: skip

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from slope_compile._version import __version__
 from slope_compile.artifacts import FileDigest, RunFolder, read_json, storage_errors
-from slope_compile.build.engine import Planned, plan_build, situation_of
+from slope_compile.build.engine import Planned, plan_build
 from slope_compile.bundle import contents as names
 from slope_compile.bundle.contents import Allowed, Contents, Entry
 from slope_compile.bundle.pack import write_bundle
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
+from slope_compile.placement.situation import situation_of
 from slope_compile.recipe import BatchRange, BuildSection, Recipe
 from slope_compile.targets.backends import BACKENDS, Backend
 from slope_compile.targets.refusals import require_possible

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slope_compile.errors import BackendError, nearest
-from slope_compile.placement.situation import Situation
+from slope_compile.placement.situation import Situation, situation_of
 from slope_compile.recipe import BuildSection
 from slope_compile.targets.backends import BACKENDS, Backend
 from slope_compile.targets.refusals import require_possible
@@ -28,17 +28,13 @@ def assumed_situation(onnx: Path, section: BuildSection, target: str, backend: s
         BackendError: If there is no such target or backend, or the one cannot build for the other.
         ArtifactError: If the model cannot be read.
     """
-    from slope_compile.placement.passes.precision import resolve_precision  # onnx_ir: a second
-
     aim = find_target(target)
     if backend not in BACKENDS:
         raise BackendError(f"There is no backend '{backend}'.", nearest(backend, BACKENDS))
     chosen = BACKENDS[backend]
     version = assumed_version(aim, chosen)
     require_possible(section, aim, chosen, version)
-    precision, reason = resolve_precision(onnx, section.precision, aim, chosen)
-    batch = section.batch.resolved(aim.opt_batch)[1]
-    return Situation(aim, chosen, version, precision, batch, section.placement, reason)
+    return situation_of(section, aim, chosen, version, onnx)
 
 
 def assumed_version(target: Target, backend: Backend) -> str:
