@@ -172,10 +172,21 @@ class BuildSection(Section):
     dla: Annotated[int, Field(ge=0)] | None = None  # Orin: which DLA core; what it cannot run falls back to the GPU
 
 
+class BaselineSection(Section):
+    """How much worse than its baseline, the last release, a run may be; all relative but the layers."""
+
+    size: Annotated[float, Field(ge=0)] = 0.02  # bytes of the ONNX file and of each engine
+    metric_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
+    latency: Annotated[float, Field(ge=0)] = 0.05  # median of `bench`
+    sparse_layers: Annotated[int, Field(ge=0)] = 0  # layers that may lose their sparse kernel
+
+
 class VerifySection(Section):
-    """What the verdict allows."""
+    """What the verdict allows, and what it must have checked."""
 
     metric_drop: Annotated[float, Field(ge=0, le=1)] = 0.01  # relative, against the FP32 model
+    require: list[str] = Field(default_factory=list)  # checks that must pass: `not checked` is a failure
+    baseline: BaselineSection = Field(default_factory=BaselineSection)
 
 
 class Recipe(Section):
