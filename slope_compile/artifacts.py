@@ -34,6 +34,7 @@ FORMAT = 1
 LOCK = ".slope-compile.lock"
 MAX_JSON_BYTES = 100_000_000
 CHUNK = 1 << 20
+LOGS = ("build.log",)  # of a stage: kept, but not digested: they hold times
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,12 @@ class RunFolder:
             if actual != expected:
                 found.append(Mismatch(name, expected, actual))
         return found
+
+    def unlisted(self, stage: str) -> list[str]:
+        """Return the files of a finished stage's folder that the manifest does not list, logs aside."""
+        found = sorted(path for path in self.stage_path(stage).rglob("*") if not path.is_dir() or path.is_symlink())
+        names = [path.relative_to(self.path).as_posix() for path in found if path.name not in LOGS]
+        return [name for name in names if name not in self.records[stage].outputs]
 
     def require(self, stage: str) -> Record:
         """Return the record of a finished stage whose files still are what the manifest says.

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Literal
 
 from slope_compile import machine
-from slope_compile.artifacts import RunFolder, read_json, storage_errors, write_atomically
+from slope_compile.artifacts import LOGS, RunFolder, read_json, storage_errors, write_atomically
 from slope_compile.errors import ArtifactError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe, load_recipe
 from slope_compile.summary import verdict_of, write_report
+from slope_compile.verify.asked import Asked
 
 TRAIN_SECTIONS = ("model", "data", "compression", "train")
 SECTIONS = {"train": TRAIN_SECTIONS, "export": ("export",), "build": ("build",), "verify": ("verify",)}
@@ -36,7 +37,6 @@ ROOMS = {
     "build": ("qdq", "targets", "placement", "lint", "build"),
     "verify": ("qdq", "targets", "placement", "lint", "export", "build", "verify", "train"),
 }
-LOGS = ("build.log",)  # kept, but not digested: it holds times
 
 
 def is_first_process() -> bool:
@@ -61,13 +61,17 @@ class Pipeline:
         folder: Where the artifacts are.
         events: Who is told.
         force: Redo a stage even if nothing it depends on has changed.
+        asked: What `verify` is asked beyond the recipe.
 
     Raises:
         ArtifactError: If the folder holds a run of another recipe, and not `force`.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, events: Events, force: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, events: Events, force: bool = False, asked: Asked | None = None
+    ) -> None:
         self.recipe, self.folder, self.events, self.force = recipe, folder, events, force
+        self.asked = asked or Asked()
         if not force:
             refuse_other_recipe(recipe, folder)
 
@@ -78,10 +82,12 @@ class Pipeline:
         last = {"train": 1, "export": 2}.get(upto, len(names))
         return names[:last]
 
-    def _refuse_unknown_targets(self, stages: Iterable[str]) -> None:
-        """Raise before anything runs: a misspelt target must not cost a training."""
+    def _refuse_unknown_names(self, stages: Iterable[str]) -> None:
+        """Raise before anything runs: a misspelt target or check must not cost a training."""
         from slope_compile.targets.target import find_target
+        from slope_compile.verify.require import parse_required
 
+        parse_required(self.recipe.verify.require)
         for target in (*self.recipe.build.targets, *(s.partition("/")[2] for s in stages if "/" in s)):
             find_target(target)
 
@@ -91,18 +97,26 @@ class Pipeline:
         Raises:
             SlopeCompileError: As the stages do; what was committed before stays.
         """
-        self._refuse_unknown_targets(stages)
+        self._refuse_unknown_names(stages)
         if not is_first_process():
             return [self._join_training(stage) for stage in stages if stage == "train"]
         if "train" in stages:  # a setting of one `verify` or `build` is not the run's recipe
             write_atomically(self.folder.path / "recipe.yaml", self.recipe.to_yaml())
         outcomes = [self._run_one(stage) for stage in stages]
-        write_report(self.folder)
+        self._report()
         return outcomes
+
+    def _report(self) -> None:
+        """Write the report; files that were committed and make no sense leave none, and the verdict as it is."""
+        try:
+            write_report(self.folder)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            (self.folder.path / "report.html").unlink(missing_ok=True)
+            self.events.warning("report", f"not written, what it draws is damaged: {type(error).__name__}: {error}")
 
     def plan(self, stages: Sequence[str]) -> list[Outcome]:
         """Say what `run` would do, and why; nothing is written."""
-        self._refuse_unknown_targets(stages)
+        self._refuse_unknown_names(stages)
         outcomes: list[Outcome] = []
         stale: set[str] = set()
         for stage in stages:
@@ -196,7 +210,7 @@ class Pipeline:
     def _verify(self, partial: Path, target: str) -> None:
         from slope_compile.verify.run import verify_run
 
-        verify_run(self.recipe, self.folder, target, partial, self.events)
+        verify_run(self.recipe, self.folder, target, partial, self.events, self.asked)
 
     @property
     def _state(self) -> Path:
@@ -216,6 +230,7 @@ class Pipeline:
             # A machine with another GPU can check what this one could not.
             gpus = ", ".join(f"{gpu['name']} {gpu['driver_version']}" for gpu in machine.gpus())
             key["machine"] = f"onnxruntime {machine.version_of('onnxruntime')}, GPUs: {gpus or 'none'}"
+            key |= self.asked.key()  # what one command asked for is not what the next one finds done
         if kind == "build":
             from slope_compile.targets.backends import backend_version
 
@@ -281,8 +296,10 @@ def code_digest(*rooms: str) -> str:
 
 
 @contextmanager
-def open_run(path: Path, recipe: Recipe, events: Events, force: bool = False) -> Iterator[Pipeline]:
+def open_run(
+    path: Path, recipe: Recipe, events: Events, force: bool = False, asked: Asked | None = None
+) -> Iterator[Pipeline]:
     """Make or open a run folder, hold its lock, and give its pipeline; of several processes the first holds it."""
     folder = RunFolder(path)
     with folder.locked() if is_first_process() else nullcontext():
-        yield Pipeline(recipe, folder, events, force)
+        yield Pipeline(recipe, folder, events, force, asked)

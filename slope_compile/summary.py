@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
     `engines` holds, for each target that was built, the line that counts what its engine holds.
     `accuracies` holds the primary metric, whose name is `metric`: accuracy, or a detector's `mask_map` or `box_map`;
-    `other_metrics` likewise what else the run is judged by.
+    `other_metrics` likewise what else the run is judged by. `intervals` holds for each of these the 95 % intervals of
+    the ONNX file's figure (`onnx`) and of its relative drop from FP32 (`drop`), and `certain`: whether other images
+    would give the same verdict.
     """
     metrics, layers = _json(folder, "train/metrics.json"), _json(folder, "export/layers.json")
     metric = metrics["metric"] if metrics else "accuracy"
@@ -32,19 +34,21 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         "metric": metric,
         "accuracies": _measured(folder, metrics, metric),
         "other_metrics": {name: _measured(folder, metrics, name) for name in compared(metric)[1:]},
+        "intervals": {name: _intervals(folder, name) for name in compared(metric)},
     }
 
 
 def verdict_of(folder: RunFolder, targets: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the verdict over the verified targets (or those given) in verify.json's form, each check with target."""
+    """Return the verdict over the verified targets (or those given) in verify.json's form, each row with its target."""
     chosen = list(dict.fromkeys(targets) if targets else _targets(folder, "verify"))
     verdicts = {target: _json(folder, f"verify/{target}/verify.json") for target in chosen}
     present = {target: verdict for target, verdict in verdicts.items() if verdict}
     checks = [{**check, "target": target} for target, verdict in present.items() for check in verdict["checks"]]
+    required = [{**row, "target": t} for t, verdict in present.items() for row in verdict.get("required", [])]
     if not present:
-        return {"verdict": "not checked", "checks": []}
+        return {"verdict": "not checked", "checks": [], "required": []}
     failed = len(present) < len(chosen) or any(verdict["verdict"] != "pass" for verdict in present.values())
-    return {"verdict": "fail" if failed else "pass", "checks": checks}
+    return {"verdict": "fail" if failed else "pass", "checks": checks, "required": required}
 
 
 def build_of(folder: RunFolder, stage: str) -> dict[str, Any]:
@@ -65,9 +69,8 @@ def write_report(folder: RunFolder) -> Path:
             metrics=_json(folder, "train/metrics.json"),
             layers=_json(folder, "export/layers.json"),
             builds=_builds(folder),
-            verdicts={
-                t: found for t in _targets(folder, "verify") if (found := _json(folder, f"verify/{t}/verify.json"))
-            },
+            verdicts=_verified(folder, "verify.json"),
+            layer_errors=_verified(folder, "layers.json"),
             sizes=[SizeRow(*row) for row in _size_rows(folder, summary["sizes"])],
             metric=summary["metric"],
             accuracies=summary["accuracies"],
@@ -87,6 +90,11 @@ def _targets(folder: RunFolder, kind: str) -> list[str]:
 def _builds(folder: RunFolder) -> dict[str, Any]:
     """Return layers.json of every target that was built."""
     return {t: found for t in _targets(folder, "build") if (found := _json(folder, f"build/{t}/layers.json"))}
+
+
+def _verified(folder: RunFolder, file: str) -> dict[str, Any]:
+    """Return that file of every target that was verified and has it."""
+    return {t: found for t in _targets(folder, "verify") if (found := _json(folder, f"verify/{t}/{file}"))}
 
 
 def _json(folder: RunFolder, name: str) -> Any:
@@ -139,7 +147,7 @@ def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:
         return {}
     coded = [row for row in layers["layers"] if row["bits"] is not None]
     fp32_weights = sum(row["bytes"]["fp32"] for row in coded)
-    nominal = sum(_nominal_bytes(row) for row in coded)
+    nominal = sum(_nominal_bytes(row, row["bits"]) for row in coded)
     fp32_model = metrics["fp32_bytes"]
     rest = fp32_model - fp32_weights
     file_bytes = sum(d.size for path, d in record.outputs.items() if path.startswith("export/model.onnx"))
@@ -149,7 +157,7 @@ def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:
             "weights": weights,
             "model": model,
             "weights_ratio": round(fp32_weights / weights, 3) if weights else None,
-            "model_ratio": round(fp32_model / model, 3),
+            "model_ratio": round(fp32_model / model, 3) if model else None,
         }
 
     return {
@@ -160,21 +168,18 @@ def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:
     }
 
 
-def _nominal_bytes(row: Any) -> int:
+def _nominal_bytes(row: Any, bits: int) -> int:
+    """Return the bytes of a layer's kept weights at so many bits."""
     n, m = (int(part) for part in row["pattern"].split(":")) if row["pattern"] else (1, 1)
     elements = row["bytes"]["fp32"] // FLOAT_BYTES
-    return int(-(-elements * n * row["bits"] // (8 * m)))  # a broken byte is a byte
+    return int(-(-elements * n * bits // (8 * m)))  # a broken byte is a byte
 
 
 def _measured(folder: RunFolder, metrics: Any, metric: str) -> dict[str, float | None]:
     """Return a metric of the FP32 model, the compressed model and the ONNX file."""
     onnx = None
-    for target in _targets(folder, "verify"):
-        verdict = _json(folder, f"verify/{target}/verify.json") or {"checks": []}
-        figures: dict[str, Any] = next(
-            (check["figures"] for check in verdict["checks"] if check["name"] == "metric"), {}
-        )
-        onnx = figures.get(metric, figures).get("onnx", onnx)  # the primary metric's stand outside, others below theirs
+    for figures in _metric_figures(folder, metric):
+        onnx = figures.get("onnx", onnx)
     return {
         "fp32": metrics and metrics["fp32"][metric],
         "compressed": metrics and metrics["compressed"][metric],
@@ -182,22 +187,43 @@ def _measured(folder: RunFolder, metrics: Any, metric: str) -> dict[str, float |
     }
 
 
-def _size_rows(folder: RunFolder, sizes: dict[str, Any]) -> list[tuple[str, str, int]]:
-    rows: list[tuple[str, str, int]] = []
+def _intervals(folder: RunFolder, metric: str) -> dict[str, Any]:
+    """Return how sure a metric of the ONNX file is; null where it is not known."""
+    found: dict[str, Any] = {}
+    for figures in _metric_figures(folder, metric):
+        found = figures or found
+    return {"onnx": found.get("accuracy_interval"), "drop": found.get("interval"), "certain": found.get("certain")}
+
+
+def _metric_figures(folder: RunFolder, metric: str) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each target's check of a metric."""
+    for verdict in _verified(folder, "verify.json").values():
+        checks = (check for check in verdict["checks"] if check["name"] == "metric")
+        figures: dict[str, Any] = next(checks, {"figures": {}})["figures"]
+        yield figures.get(metric, figures)  # the primary metric's stand outside, others' below theirs
+
+
+def _size_rows(folder: RunFolder, sizes: dict[str, Any]) -> list[tuple[str, str, int, bool]]:
+    """Return stage, what was weighed, bytes, and whether it is a step on the way to what is deployed."""
+    rows: list[tuple[str, str, int, bool]] = []
     if sizes:
-        rows.append(("train", "FP32 model", sizes["fp32"]["model"]))
-        rows.append(("train", "nominal: bits x kept weights", sizes["nominal"]["model"]))
+        fp32 = sizes["fp32"]["model"]
+        coded = [row for row in _json(folder, "export/layers.json")["layers"] if row["bits"] is not None]
+        pruned = sum(row["bytes"]["fp32"] - _nominal_bytes(row, 8 * FLOAT_BYTES) for row in coded)
+        rows.append(("train", "FP32 model", fp32, True))
+        if pruned:
+            rows.append(("train", "counted: 32 bits x kept weights", fp32 - pruned, True))
+        rows.append(("train", "nominal: bits x kept weights", sizes["nominal"]["model"], True))
     for stage, file, what in (
         ("train", "codes.safetensors", "codes, one byte each"),
         ("export", "model.onnx", "ONNX file"),
     ):
         if record := folder.records.get(stage):
-            rows.append(
-                (stage, what, sum(d.size for p, d in record.outputs.items() if p.startswith(f"{stage}/{file}")))
-            )
+            found = sum(digest.size for path, digest in record.outputs.items() if path.startswith(f"{stage}/{file}"))
+            rows.append((stage, what, found, stage != "train"))
     for target in _targets(folder, "build"):
         outputs = folder.records[f"build/{target}"].outputs
-        rows.append((f"build/{target}", "TensorRT engine", outputs[f"build/{target}/model.engine"].size))
+        rows.append((f"build/{target}", "TensorRT engine", outputs[f"build/{target}/model.engine"].size, True))
     return rows
 
 

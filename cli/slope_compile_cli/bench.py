@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from slope_compile.errors import StorageError
 from slope_compile.events import Events
 from slope_compile_cli import options
 from slope_compile_cli.console import Console, StageProgress
@@ -26,7 +27,7 @@ def command(engine: Engine, onnx: Onnx = None, json: options.Json = False) -> No
 
 
 def measure(console: Console, engine: Path, onnx: Path | None = None) -> dict[str, Any]:
-    """Measure an engine, print what was found, and return it."""
+    """Measure an engine, print what was found, keep it in the engine's run, and return it."""
     from slope_compile.bench.run import bench
 
     progress = StageProgress(console)
@@ -36,7 +37,22 @@ def measure(console: Console, engine: Path, onnx: Path | None = None) -> dict[st
         console.say(f"{engine}: speed not checked: {found['reason']}")
     else:
         _print(console, engine, found)
-    return found
+    return {**found, **_kept(console, engine, found)}
+
+
+def _kept(console: Console, engine: Path, found: Mapping[str, Any]) -> dict[str, str]:
+    """Keep the measurement in the engine's run; where that fails, the figures have been told all the same."""
+    from slope_compile.bench.keep import keep
+
+    try:
+        path = keep(engine, found)
+    except StorageError as error:
+        console.say(f"not kept for `verify --baseline`: {error}")
+        return {}
+    if path is None:
+        return {}
+    console.say(f"kept: {path}")
+    return {"kept": str(path)}
 
 
 def _print(console: Console, engine: Path, found: Mapping[str, Any]) -> None:

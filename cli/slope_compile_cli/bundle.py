@@ -14,7 +14,9 @@ from slope_compile.errors import BackendError, RecipeError
 from slope_compile.events import Events
 from slope_compile_cli import options
 from slope_compile_cli.console import Console, StageProgress
+from slope_compile_cli.explained import tell_verdict
 from slope_compile_cli.interrupt import raise_again
+from slope_compile_cli.reports import Reports
 
 if TYPE_CHECKING:
     from slope_compile.bundle.build import EngineOutcome
@@ -66,6 +68,13 @@ def is_bundle(source: Path) -> bool:
     return is_bundle(source)
 
 
+def folder_of(source: Path) -> Path:
+    """Return the folder of a bundle: itself, or the one beside the archive."""
+    from slope_compile.bundle.opened import default_folder
+
+    return source if source.is_dir() else default_folder(source)
+
+
 def build(
     console: Console, source: Path, out: Path | None, targets: Sequence[str] | None, force: bool
 ) -> EngineOutcome:
@@ -76,16 +85,34 @@ def build(
         return build_bundle(bundle, events, force)
 
 
-def verify(console: Console, source: Path, targets: Sequence[str] | None) -> None:
-    """Verify a bundle, and its engine where one was built; exit 1 if a check fails."""
-    from slope_compile.bundle.verify import verify_bundle
+def verify(
+    console: Console,
+    reports: Reports,
+    source: Path,
+    targets: Sequence[str] | None,
+    require: Sequence[str],
+    trust_engine: bool,
+) -> dict[str, Any]:
+    """Verify a bundle, and its engine where one was built; return what --json prints.
 
+    Args:
+        console: Where to print.
+        reports: What --ci wants.
+        source: The archive, or the folder of one.
+        targets: For which it should be.
+        require: Checks that must pass.
+        trust_engine: Load the engine although the manifest has not its sha256.
+    """
+    from slope_compile.bundle.verify import verify_bundle
+    from slope_compile.verify.require import parse_required
+
+    required = parse_required(require)
     with _opened(console, source, None, targets) as (bundle, events):
-        verdict = verify_bundle(bundle, events)
-    console.checks(verdict.to_json())
-    console.result({"folder": str(bundle.folder.path), "target": bundle.contents.target, **verdict.to_json()})
-    if verdict.verdict != "pass":
-        raise typer.Exit(1)
+        reports.prepare()
+        verdict = verify_bundle(bundle, events, required, trust_engine).to_json()
+    tell_verdict(console, verdict, lambda _: bundle.folder.path / "verify" / bundle.contents.target)
+    about = {"folder": str(bundle.folder.path), "target": bundle.contents.target}
+    return {**about, **verdict, **reports.write("bundle", verdict)}
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from slope_compile.verify.ci.annotations import commandless
+from slope_compile.verify.ci.write import on_github
+
 LOG_WIDTH = 200
 STYLES = {"pass": "green", "fail": "bold red", "not checked": "yellow"}
 
@@ -24,9 +27,10 @@ def json_requested(arguments: Sequence[str]) -> bool:
 
 
 def safe(text: object) -> str:
-    """Return text as it may be printed: no markup, and none of the control characters that steer a terminal."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-    return escape(shown)
+    """Return text as it may be printed: one line, no markup, and nothing that steers a terminal or GitHub's runner."""
+    spaced = str(text).translate({ord(blank): " " for blank in "\n\t"})
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in spaced)
+    return escape(commandless(shown) if on_github(os.environ) else shown)
 
 
 class Console:
@@ -48,12 +52,18 @@ class Console:
     def result(self, data: Mapping[str, Any]) -> None:
         """Print the one JSON object, if asked for."""
         if self.json:
-            sys.stdout.write(jsonlib.dumps(finite(data), indent=1) + "\n")
+            # The same JSON; as it stands, GitHub's runner would take `##[` in a string for a command.
+            sys.stdout.write(jsonlib.dumps(finite(data), indent=1).replace("##[", r"#\u0023[") + "\n")
 
     def failure(self, problem: str, remedy: str, code: int) -> None:
         """Print an error as one paragraph, and as JSON if asked for."""
         self.err.print(f"[bold red]error:[/] {safe(problem)} {safe(remedy)}".rstrip())
         self.result({"error": {"problem": problem, "remedy": remedy, "exit_code": code}})
+
+    def trace(self, text: str) -> None:
+        """Print what has several lines."""
+        for line in text.splitlines():
+            self.err.print(safe(line))
 
     def checks(self, verdict: Mapping[str, Any]) -> None:
         """Print the verdict table."""
@@ -125,7 +135,7 @@ class StageProgress:
     def _on_stage_start(self, event: dict[str, Any]) -> None:
         self._tasks[event["stage"]] = self._bars.add_task(event["stage"], total=None, text="")
         if not self._live:
-            self._console.err.print(f"{event['stage']}: started ({safe(event['reason'])})")
+            self._console.err.print(safe(f"{event['stage']}: started ({event['reason']})"))
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         # A stage reports under its own short name: 'build' for 'build/a100'.
@@ -138,13 +148,13 @@ class StageProgress:
         total = self._bars.tasks[task].total or 1
         self._bars.update(task, total=total, completed=total, text="done")
         if not self._live:
-            self._console.err.print(f"{event['stage']}: done in {event['wall_s']} s")
+            self._console.err.print(safe(f"{event['stage']}: done in {event['wall_s']} s"))
 
     def _on_stage_skipped(self, event: dict[str, Any]) -> None:
-        self._console.err.print(f"{event['stage']}: skipped, {event['reason']}")
+        self._console.err.print(safe(f"{event['stage']}: skipped, {event['reason']}"))
 
     def _on_note(self, event: dict[str, Any]) -> None:
-        self._console.err.print(f"{event['stage']}: {safe(event['text'])}")
+        self._console.err.print(safe(f"{event['stage']}: {event['text']}"))
 
     def _on_warning(self, event: dict[str, Any]) -> None:
-        self._console.err.print(f"[yellow]warning:[/] {event['stage']}: {safe(event['text'])}")
+        self._console.err.print(f"[yellow]warning:[/] {safe(event['stage'])}: {safe(event['text'])}")

@@ -63,7 +63,7 @@ def _interrupted(console: Console) -> None:
 
 
 def _bug(console: Console, error: Exception) -> NoReturn:
-    traceback.print_exc()
+    console.trace(traceback.format_exc())
     remedy = f"Please report it on {ISSUES} with the lines above and the output of `slope-compile doctor`."
     console.failure(f"A bug in slope-compile: {type(error).__name__}: {error}.", remedy, BUG)
     sys.exit(BUG)

@@ -14,6 +14,7 @@ from slope_compile.errors import ArtifactError, RecipeError
 from slope_compile.events import Events
 from slope_compile.pipeline import TRAIN_SECTIONS, Outcome, Pipeline, is_first_process, open_run
 from slope_compile.recipe import Recipe, load_recipe
+from slope_compile.verify.asked import Asked
 from slope_compile_cli.console import Console, StageProgress
 from slope_compile_cli.interrupt import raise_again
 
@@ -61,11 +62,18 @@ def recipe_of(run: Path, sets: Iterable[str]) -> Recipe:
 
 
 def execute(
-    recipe: Recipe, out: Path, choose: Callable[[Pipeline], list[str]], console: Console, *, force: bool, dry_run: bool
+    recipe: Recipe,
+    out: Path,
+    choose: Callable[[Pipeline], list[str]],
+    console: Console,
+    *,
+    force: bool,
+    dry_run: bool,
+    asked: Asked | None = None,
 ) -> list[Outcome]:
     """Run the stages that `choose` names, drawing their progress; or say what would run."""
     if dry_run:
-        pipeline = Pipeline(recipe, RunFolder(out), Events(), force)
+        pipeline = Pipeline(recipe, RunFolder(out), Events(), force, asked)
         outcomes = pipeline.plan(choose(pipeline))
         for outcome in outcomes:
             console.say(f"{outcome.stage}: {outcome.action} ({outcome.reason})")
@@ -77,7 +85,7 @@ def execute(
     progress = StageProgress(console)
     with progress.drawing():
         events = Events(out / "events.jsonl", [progress, raise_again])
-        with open_run(out, recipe, events, force) as pipeline:
+        with open_run(out, recipe, events, force, asked) as pipeline:
             return pipeline.run(choose(pipeline))
 
 

@@ -10,6 +10,7 @@ from slope_compile.recipe import load_recipe
 from slope_compile.summary import build_of, summarize, verdict_of
 from slope_compile_cli import options
 from slope_compile_cli.console import Console
+from slope_compile_cli.explained import tell_verdict
 from slope_compile_cli.gate import Gate
 
 
@@ -37,7 +38,7 @@ def command(
     for target in dict.fromkeys(resolved.build.targets):
         console.say(f"{target}: {summary['engines'][target]}")
         gate.judge(console, f"build/{target}", build_of(run, f"build/{target}"))
-    console.checks(verdict)
+    tell_verdict(console, verdict, lambda name: folder / "verify" / str(name))
     console.say(f"report: {folder / 'report.html'}")
     told = {"outcomes": options.outcomes_json(outcomes), "report": str(folder / "report.html")}
     console.result({**verdict, **summary, **told, "requirements": gate.to_json()})
@@ -50,8 +51,13 @@ def print_summary(console: Console, summary: dict[str, object]) -> None:
     """Print metrics and sizes."""
     accuracies, others, sizes = summary["accuracies"], summary["other_metrics"], summary["sizes"]
     assert isinstance(accuracies, dict) and isinstance(others, dict) and isinstance(sizes, dict)
+    intervals = summary["intervals"]
+    assert isinstance(intervals, dict)
     for metric, values in {str(summary["metric"]): accuracies, **others}.items():
         shown = {name: None if value is None else f"{100 * value:.2f} %" for name, value in values.items()}
+        for name, interval in (("onnx", intervals[metric]["onnx"]), ("drop", intervals[metric]["drop"])):
+            if interval is not None:
+                shown[f"{name}, 95 %"] = f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
         console.table(words(metric), list(shown), [list(shown.values())])
     rows = [
         (name, row["weights"], f"{row['weights_ratio']}x", row["model"], f"{row['model_ratio']}x")

@@ -29,7 +29,7 @@ from slope_compile.placement.rules import SPARSE
 from slope_compile.placement.situation import Situation, situation_of
 from slope_compile.qdq.checks import check_scale, check_zero_point
 from slope_compile.qdq.reader import coded_weights
-from slope_compile.qdq.tensors import load_model
+from slope_compile.qdq.tensors import load_graph
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.recipe import MAX_EXTENT, BuildSection
 from slope_compile.targets.backends import BACKENDS, choose_backend
@@ -152,7 +152,7 @@ def plan_build(model: Path, situation: Situation, section: BuildSection, out: Pa
             "TensorRT wants positive scales and zero points of 0: quantize it so.",
         )
     refuse_violations(model, situation)
-    profile = batch_profile(load_model(model).graph, section.batch.resolved(situation.target.opt_batch))
+    profile = batch_profile(load_graph(model).graph, section.batch.resolved(situation.target.opt_batch))
     places = choose_places(model, weights, situation)
     placed = placed_model(model, weights, places, situation, out)
     return Planned(placed, weights, places, situation, profile, FileDigest.of(model).sha256)
@@ -218,7 +218,7 @@ def compile_planned(
     (out / "model.engine").write_bytes(built.engine)
     keep_cache(built.cache, out, backend, built.version, gpu)
     log = (out / "build.log").read_text(encoding="utf-8", errors="replace")
-    graph = load_model(planned.placed).graph
+    graph = load_graph(planned.placed).graph
     rows = engine_rows(planned.weights, planned.places, graph, log, backend, layers, built.inspector)
     for row in rows:
         if row["placement"] != "float" and not row["engine"]["held"]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from slope_compile import machine
 from slope_compile._version import __version__
-from slope_compile.artifacts import FileDigest, read_json, storage_errors
+from slope_compile.artifacts import LOGS, FileDigest, read_json, storage_errors
 from slope_compile.build.engine import Planned, batch_profile, compile_planned
 from slope_compile.bundle import contents as names
 from slope_compile.bundle.listed import read_layers, read_places
@@ -22,7 +22,7 @@ from slope_compile.placement.apply import prove
 from slope_compile.placement.choose import Place
 from slope_compile.placement.situation import Situation
 from slope_compile.qdq.reader import coded_weights
-from slope_compile.qdq.tensors import load_model
+from slope_compile.qdq.tensors import load_graph
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.targets.backends import BACKENDS, Backend, choose_backend
 from slope_compile.targets.gpu import find_gpu
@@ -30,8 +30,6 @@ from slope_compile.targets.refusals import require_buildable
 from slope_compile.targets.target import find_target
 from slope_compile.verify.verdict import Once
 from slope_compile.verify.weights import check_codes
-
-LOGS = ("build.log",)  # kept, but not digested: it holds times
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def proved_plan(bundle: OpenBundle) -> Planned:
         contents.build.placement,
         contents.precision_reason,
     )
-    profile = batch_profile(load_model(files / names.MODEL).graph, batch)
+    profile = batch_profile(load_graph(files / names.MODEL).graph, batch)
     digest = FileDigest.of(files / names.MODEL).sha256
     return Planned(files / names.PLACED, weights, places, situation, profile, digest)
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from slope_compile import machine
 from slope_compile.bundle import contents as names
 from slope_compile.bundle.build import prove_placed, stage_of
-from slope_compile.bundle.expected import NAME as LAYERS
-from slope_compile.bundle.expected import check_layers
 from slope_compile.bundle.listed import read_places
 from slope_compile.bundle.opened import STAGE, OpenBundle
 from slope_compile.errors import CheckFailedError
 from slope_compile.events import Events
 from slope_compile.qdq.reader import coded_weights
-from slope_compile.verify.digests import Digests
-from slope_compile.verify.engine import EngineUnderTest
+from slope_compile.verify.asked import Asked
+from slope_compile.verify.digests import digests_of
+from slope_compile.verify.engine import EngineUnderTest, engine_under_test
+from slope_compile.verify.engine_layers import check_engine_layers
 from slope_compile.verify.files import write_verdict
 from slope_compile.verify.metric import MetricTask
 from slope_compile.verify.model import verify_model
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 PLACEMENT = "placement"
 
 
-def verify_bundle(bundle: OpenBundle, events: Events) -> Verdict:
+def verify_bundle(
+    bundle: OpenBundle, events: Events, required: tuple[str, ...] = (), trust_engine: bool = False
+) -> Verdict:
     """Run every check that needs neither torch nor data; writes `verify/TARGET/verify.json` and `junit.xml`.
 
     Files that are not what the manifest says fail the `digest` check, and are examined all the same.
@@ -40,6 +42,8 @@ def verify_bundle(bundle: OpenBundle, events: Events) -> Verdict:
     Args:
         bundle: Whose folder's lock is held.
         events: Who is told.
+        required: Checks that must pass.
+        trust_engine: Load the engine although the manifest has not its sha256.
 
     Raises:
         StorageError: If the verdict cannot be written.
@@ -49,27 +53,28 @@ def verify_bundle(bundle: OpenBundle, events: Events) -> Verdict:
     events.emit("stage_start", stage=stage, reason="asked for")
     started = time.monotonic()
     machine.restart_peak_memory()
-    digests = _digests(bundle)
+    digests, partial = digests_of(folder, (STAGE, stage_of(contents))), folder.fresh_partial(stage)
+    engine = _engine(bundle, trust_engine)
     verdict = verify_model(
         files / names.MODEL,
         codes=files / names.CODES,
         model=_no_model,
         golden=files / names.GOLDEN,
-        engine=_engine(bundle, digests),
+        engine=engine,
+        engine_layers=lambda: _check_layers(bundle, engine),
         metric=_no_data,
         digests=digests,
         placed=files / names.PLACED,
         allowed=bundle_tolerance(contents),
+        out=partial,
         events=events,
     )
-    own = {PLACEMENT: lambda: _check_placement(files), LAYERS: lambda: _check_layers(bundle)}
-    checks = [attempt(name, check) for name, check in own.items()]
-    for check in checks:
-        events.emit("check", name=check.name, status=check.status, detail=check.detail)
-    verdict = Verdict((*verdict.checks, *checks))
-    write_verdict(folder.fresh_partial(stage), verdict)
+    check = attempt(PLACEMENT, lambda: _check_placement(files))
+    events.emit("check", name=check.name, status=check.status, detail=check.detail)
+    verdict = Verdict((*verdict.checks, check), required)
+    write_verdict(partial, verdict)
     facts = machine.facts(started)
-    folder.commit(stage, {"bundle": bundle.identity}, facts)
+    folder.commit(stage, {"bundle": bundle.identity, **Asked(trust_engine=trust_engine).key()}, facts)
     events.emit("stage_end", stage=stage, wall_s=facts["wall_s"])
     return verdict
 
@@ -87,11 +92,14 @@ def _check_placement(files: Path) -> Check:
     return Check(PLACEMENT, "pass", detail, {"weights": len(places), "placements": dict(sorted(counts.items()))})
 
 
-def _check_layers(bundle: OpenBundle) -> Check:
+def _check_layers(bundle: OpenBundle, engine: EngineUnderTest | None) -> Check:
+    """`engine.layers`: the engine holds what the bundle placed, and what is written of it is so."""
     files = bundle.files
+    if engine is None or not engine.layers.is_file():
+        raise NotCheckedError("no engine was built here")
     weights = [weight.name for weight in coded_weights(files / names.MODEL)]
     expected = dict(zip(weights, read_places(files / names.PLACEMENT), strict=True))
-    return check_layers(expected, bundle.folder.stage_path(stage_of(bundle.contents)) / "layers.json")
+    return check_engine_layers(engine, files / names.MODEL, files / names.PLACED, bundle.contents.target, expected)
 
 
 def bundle_tolerance(contents: names.Contents) -> Tolerance:
@@ -101,20 +109,13 @@ def bundle_tolerance(contents: names.Contents) -> Tolerance:
     return Tolerance(contents.allowed.relative, contents.allowed.derivation)
 
 
-def _digests(bundle: OpenBundle) -> Digests:
-    folder = bundle.folder
-    stages = [stage for stage in (STAGE, stage_of(bundle.contents)) if stage in folder.records]
-    files = sum(len(folder.records[stage].outputs) for stage in stages)
-    return Digests(files, [mismatch for stage in stages for mismatch in folder.mismatches(stage)])
-
-
-def _engine(bundle: OpenBundle, digests: Digests) -> EngineUnderTest | None:
+def _engine(bundle: OpenBundle, trust: bool) -> EngineUnderTest | None:
     folder, stage = bundle.folder, stage_of(bundle.contents)
     if stage not in folder.records:
         return None
     name = f"{stage}/model.engine"
-    trusted = name in folder.records[stage].outputs and name not in [mismatch.path for mismatch in digests.mismatches]
-    return EngineUnderTest(folder.path / name, folder.stage_path(stage) / "layers.json", trusted)
+    listed = folder.records[stage].outputs.get(name)
+    return engine_under_test(folder.path / name, folder.stage_path(stage) / "layers.json", listed, trust)
 
 
 def _no_model() -> nn.Module:

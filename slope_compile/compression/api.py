@@ -24,7 +24,7 @@ from slope_compile.compression.codes import CodedTensor
 from slope_compile.compression.lsq import Granularity, effective_step
 from slope_compile.compression.permutation import Permutation, permute_channels
 from slope_compile.compression.policy import LayerPlan, plan
-from slope_compile.compression.regularizer import AUTO_STRENGTH, Regularizer, cosine_distance
+from slope_compile.compression.regularizer import AUTO_STRENGTH, Regularizer, cosine_distance, filter_cosines
 from slope_compile.compression.sites import Site, attach_sites, find_sites
 from slope_compile.compression.slope import Slope
 from slope_compile.errors import ModelError
@@ -180,6 +180,11 @@ def layer_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
         density: share of weights that are not zero; step: the step in use, its mean over channels.
     """
     return {name: _statistics(latent, layer.weight, slope) for name, layer, slope, latent in _compressed(model)}
+
+
+def weight_cosines(model: nn.Module) -> dict[str, Tensor]:
+    """Return the cosine of each filter's latent with its compressed weight, keyed by layer name: `filter_cosines`."""
+    return {name: filter_cosines(latent, layer.weight) for name, layer, _, latent in _compressed(model)}
 
 
 def step_parameters(model: nn.Module) -> list[nn.Parameter]:

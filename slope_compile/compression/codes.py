@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slope_compile.compression.groups import count_groups
 from slope_compile.errors import ArtifactError
 
 REDUCTION_AXIS = 1  # conv weights are (K, C, R, S), linear weights (O, I): a filter sums over axis 1
@@ -75,9 +76,8 @@ class CodedTensor:
 
     def _value_problem(self, codes: npt.NDArray[Any], scale: npt.NDArray[Any]) -> str | None:
         low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
-        outside = (codes < low) | (codes > high)
-        if outside.any():
-            place = _first(outside)
+        if codes.min(initial=0) < low or codes.max(initial=0) > high:
+            place = _first((codes < low) | (codes > high))
             return f"code {codes[place]} at {place} is outside the {self.bits}-bit range [{low}, {high}]"
         bad = ~(np.isfinite(scale) & (scale > 0))
         if bad.any():
@@ -125,16 +125,14 @@ def kernel_note(n: int, m: int) -> str | None:
 def _pattern_problem(codes: npt.NDArray[Any], n: int, m: int) -> str | None:
     if codes.ndim <= REDUCTION_AXIS or codes.shape[REDUCTION_AXIS] % m:
         return f"a {n}:{m} pattern is declared, but shape {codes.shape} has no whole groups of {m} along axis 1"
-    count = group_nonzeros(codes, m, REDUCTION_AXIS)
-    broken = count > n
-    if not broken.any():
+    found = count_groups(codes, n, m, REDUCTION_AXIS)
+    if found.first is None:
         return None
-    place = _first(broken)
-    first = place[REDUCTION_AXIS] * m
-    where = f"filter {place[0]}, input channels {first} to {first + m - 1}"
-    if place[2:]:
-        where += f", position {place[2:]}"
-    return f"{count[place]} nonzeros in a group of the {n}:{m} pattern ({where}), {int(broken.sum())} groups in all"
+    row, first, *position = found.first
+    where = f"filter {row}, input channels {first} to {first + m - 1}"
+    if position:
+        where += f", position {tuple(position)}"
+    return f"{found.worst} nonzeros in a group of the {n}:{m} pattern ({where}), {found.broken} groups in all"
 
 
 def _first(flags: npt.NDArray[np.bool_]) -> tuple[int, ...]:

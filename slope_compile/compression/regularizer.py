@@ -37,6 +37,22 @@ def cosine_distance(w: Tensor, w_hat: Tensor) -> Tensor:
     return distance
 
 
+@torch.no_grad()
+def filter_cosines(w: Tensor, w_hat: Tensor) -> Tensor:
+    """Return cos(w_i, ŵ_i) of each filter, float64 (K,) within [0, 1]; NaN where a filter's norm is zero.
+
+    None is negative: ŵ has the signs of w, and zeros.
+
+    Args:
+        w: Latent weight, float (K, ...).
+        w_hat: Compressed weight, same shape.
+    """
+    flat, flat_hat = w.double().flatten(1), w_hat.double().flatten(1)  # [K, C*R*S]
+    norms = torch.linalg.vector_norm(flat, dim=1) * torch.linalg.vector_norm(flat_hat, dim=1)  # [K]
+    cosines: Tensor = (flat * flat_hat).sum(dim=1) / norms
+    return cosines.clamp(0.0, 1.0)  # rounding may lead past 1; NaN stays NaN
+
+
 def squared_error(w: Tensor, w_hat: Tensor) -> Tensor:
     """Return the sum of (w - ŵ)², a scalar; ŵ is taken as a constant."""
     return (w - w_hat.detach()).square().sum()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 import torch
 from torch import Tensor
 
+from slope_compile.codes_file import codes_digest
+from slope_compile.compression.codes import CodedTensor
 from slope_compile.errors import ModelError
 from slope_compile.export.float_graph import OUTPUT
 
+CODES = "codes"  # header entry: weight -> digest of its codes
 CHUNK = 32  # images at once, so that many samples do not need much memory
 
 
@@ -36,13 +41,24 @@ def golden_outputs(model: Callable[[Tensor], object], inputs: Tensor) -> dict[st
     return outputs
 
 
-def write_golden(path: Path, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
-    """Write `inputs`, and `outputs` (a lone one) or `outputs.NAME` for each, float32, as safetensors."""
+def write_golden(
+    path: Path, inputs: Tensor, outputs: Mapping[str, Tensor], codes: Mapping[str, CodedTensor] | None = None
+) -> None:
+    """Write `inputs`, and `outputs` (a lone one) or `outputs.NAME` for each, float32, as safetensors.
+
+    Args:
+        path: The file.
+        inputs: float32 [samples, ...].
+        outputs: As `golden_outputs` returns them.
+        codes: The model's coded tensors: the file's header names them, so that it is known for another model's.
+    """
     tensors = {"inputs": inputs.contiguous().numpy()}
     for name, output in outputs.items():
         tensors["outputs" if list(outputs) == [OUTPUT] else f"outputs.{name}"] = output.contiguous().numpy()
     # Not save_file: a full disk must show as OSError.
-    path.write_bytes(safetensors.numpy.save(tensors))
+    header = {name: codes_digest(np.asarray(coded.codes)) for name, coded in sorted((codes or {}).items())}
+    metadata = {CODES: json.dumps(header)} if header else None
+    path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
 
 
 def _named(answer: object, rows: int, model: str) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ def export_model(
     events.progress(STAGE, 0, 4, "golden outputs")
     exported = graph_form(copy, tuple(inputs.shape[1:]))
     outputs = golden_outputs(own_answer(copy, exported), inputs)
-    write_golden(files.golden, inputs, outputs)
+    write_golden(files.golden, inputs, outputs, codes)
 
     events.progress(STAGE, 1, 4, "float graph")
     quantizers = trained_quantizers(exported)

@@ -19,7 +19,7 @@ from slope_compile.qdq.graph import Scope, scopes
 from slope_compile.qdq.matrices import BLOCKS, GEMM
 from slope_compile.qdq.pattern import is_sparse
 from slope_compile.qdq.reader import trace_constant, weight_inputs
-from slope_compile.qdq.tensors import REMEDY, load_model
+from slope_compile.qdq.tensors import REMEDY, load_graph
 from slope_compile.qdq.weights import CodedWeight
 
 
@@ -112,7 +112,7 @@ def read_layers(model: Path, weights: Sequence[CodedWeight]) -> list[Layer]:
     Raises:
         ArtifactError: If the file is malformed.
     """
-    proto = load_model(model)
+    proto = load_graph(model)
     every = list(scopes(proto))
     users, read = _users(every), readers(every)
     opset = max((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), default=1)

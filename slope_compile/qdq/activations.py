@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto
 
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.graph import MOVES, Scope, is_standard, scopes
-from slope_compile.qdq.tensors import REMEDY, dtype_name, load_model, to_numpy
+from slope_compile.qdq.tensors import REMEDY, dtype_name, load_graph, to_numpy
 
 RANGES = {"INT8": (-128, 127), "UINT8": (0, 255)}
 NONNEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")  # what these make is not below 0
@@ -53,14 +53,14 @@ def stored_quantizers(source: Path | onnx.ModelProto) -> list[StoredQuantizer]:
         ArtifactError: If a scale or zero point is no constant or no single number, the integers are neither INT8 nor
             UINT8, or they are not dequantized with the same scale and zero point.
     """
-    model, folder = (source, None) if isinstance(source, onnx.ModelProto) else (load_model(source), source.parent)
+    model, place = (source, None) if isinstance(source, onnx.ModelProto) else (load_graph(source), source)
     scope = next(iter(scopes(model)))
     dequantizers: dict[str, list[NodeProto]] = {}
     for node in scope.nodes:
         if is_standard(node, "DequantizeLinear"):
             dequantizers.setdefault(node.input[0], []).append(node)
     return [
-        _read(scope, node, dequantizers.get(node.output[0], []), folder)
+        _read(scope, node, dequantizers.get(node.output[0], []), place)
         for node in scope.nodes
         if is_standard(node, "QuantizeLinear") and not isinstance(scope.find(node.input[0])[2], TensorProto)
     ]
@@ -83,26 +83,26 @@ def is_quantized(scope: Scope, name: str) -> bool:
     return False
 
 
-def _read(scope: Scope, node: NodeProto, users: list[NodeProto], folder: Path | None) -> StoredQuantizer:
-    scale_name, scale = _number(scope, node, 1, folder)
-    zero_name, zero_point = _number(scope, node, 2, folder)
+def _read(scope: Scope, node: NodeProto, users: list[NodeProto], place: Path | None) -> StoredQuantizer:
+    scale_name, scale = _number(scope, node, 1, place)
+    zero_name, zero_point = _number(scope, node, 2, place)
     declared = scope.integer(node, "output_dtype", 0) or TensorProto.UINT8
     kind = dtype_name(zero_name[1] if zero_name else TensorProto(data_type=declared))
     if kind not in RANGES or scale_name is None:
         raise ArtifactError(f"The activation quantizer '{node.name}' makes {kind}; INT8 or UINT8 is read here.", REMEDY)
     for user in users:
         same = list(user.input[1:]) == list(node.input[1:])
-        if not same and [_number(scope, user, index, folder)[1] for index in (1, 2)] != [scale, zero_point]:
+        if not same and [_number(scope, user, index, place)[1] for index in (1, 2)] != [scale, zero_point]:
             raise ArtifactError(f"'{user.name}' does not undo '{node.name}': scale or zero point differ.", REMEDY)
     if not users:
         raise ArtifactError(f"Nothing dequantizes what '{node.name}' makes.", REMEDY)
-    low, high = _clipped(scope, node.input[0], np.float32(scale), RANGES[kind], folder)
+    low, high = _clipped(scope, node.input[0], np.float32(scale), RANGES[kind], place)
     name = scale_name[0].removesuffix(".scale")
     return StoredQuantizer(name, str(node.name), node.output[0], float(scale), int(zero_point), low, high)
 
 
 def _number(
-    scope: Scope, node: NodeProto, index: int, folder: Path | None
+    scope: Scope, node: NodeProto, index: int, place: Path | None
 ) -> tuple[tuple[str, TensorProto] | None, float]:
     """Return a constant input of one number with its name, or (None, 0) where there is none."""
     if index >= len(node.input) or not node.input[index]:
@@ -110,14 +110,14 @@ def _number(
     _, name, source = scope.find(node.input[index])
     if not isinstance(source, TensorProto):
         raise ArtifactError(f"'{node.name}' computes its scale or zero point as the graph runs.", REMEDY)
-    array = to_numpy(source, folder, name)
+    array = to_numpy(source, place, name)
     if array.size != 1:
         raise ArtifactError(f"'{node.name}' has {array.size} scales or zero points; TensorRT takes one.", REMEDY)
     return (name, source), float(array.reshape(()))
 
 
 def _clipped(
-    scope: Scope, name: str, scale: np.float32, limits: tuple[int, int], folder: Path | None
+    scope: Scope, name: str, scale: np.float32, limits: tuple[int, int], place: Path | None
 ) -> tuple[int, int]:
     """Return the levels that can come out, given what clips right before."""
     low, high = limits
@@ -128,7 +128,7 @@ def _clipped(
         if any(is_standard(source, op) for op in NONNEGATIVE):
             return max(low, 0), high
         if is_standard(source, "Clip"):
-            ends = [_number(scope, source, index, folder) for index in (1, 2)]
+            ends = [_number(scope, source, index, place) for index in (1, 2)]
             with np.errstate(all="ignore"):
                 lowest = limits[0] if ends[0][0] is None else round(float(np.float32(ends[0][1]) / scale))
                 highest = limits[1] if ends[1][0] is None else round(float(np.float32(ends[1][1]) / scale))

@@ -6,15 +6,18 @@ take both in silence, and neither looks at a sparsity pattern.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slope_compile.compression.codes import CodedTensor, group_nonzeros
+from slope_compile.compression.codes import CodedTensor
+from slope_compile.compression.groups import blocks, count_groups
 from slope_compile.qdq.weights import CodedWeight
+
+SQUARE = 512  # elements of a side
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,12 @@ def check_pattern(weight: CodedWeight, n: int, m: int) -> list[Finding]:
     if stored.shape[axis] % m:
         detail = f"{stored.shape[axis]} input channels are no multiple of {m}, so {n}:{m} cannot hold"
         return [Finding(weight.name, "pattern", detail)]
-    bad = np.asarray(group_nonzeros(stored, m, axis)) > n
-    if not bad.any():
+    found = count_groups(stored, n, m, axis)
+    if found.first is None:
         return []
-    first = _first(bad)
-    first[axis] *= m
     detail = (
-        f"{np.count_nonzero(bad)} of {bad.size} groups of {m} have over {n} nonzeros, "
-        f"the first from {first} on along axis {axis} of the {weight.op} weight {list(stored.shape)}"
+        f"{found.broken} of {found.total} groups of {m} have over {n} nonzeros, "
+        f"the first from {list(found.first)} on along axis {axis} of the {weight.op} weight {list(stored.shape)}"
     )
     return [Finding(weight.name, "pattern", detail)]
 
@@ -73,7 +74,7 @@ def check_range(weight: CodedWeight, bits: int) -> list[Finding]:
     smallest, largest = int(weight.codes.min(initial=0)), int(weight.codes.max(initial=0))
     if low <= smallest and largest <= high:
         return []
-    outside = np.count_nonzero((weight.codes < low) | (weight.codes > high))
+    outside = count_where(lambda codes: (codes < low) | (codes > high), weight.codes)[0]
     detail = f"{outside} codes lie outside [{low}, {high}] of {bits} bits; they span [{smallest}, {largest}]"
     return [Finding(weight.name, "range", detail)]
 
@@ -109,16 +110,17 @@ def compare(weight: CodedWeight, expected: CodedTensor) -> list[Finding]:
     if weight.codes.shape != codes.shape:
         return [Finding(weight.name, "shape", f"stored as {list(weight.codes.shape)}, trained as {list(codes.shape)}")]
     findings = []
-    different = weight.codes != codes
-    if different.any():
-        findings.append(Finding(weight.name, "codes", _differ(different)))
+    count, first = count_where(np.not_equal, weight.codes, codes)
+    if count:
+        findings.append(Finding(weight.name, "codes", _differ(count, codes.size, first)))
     stored = weight.channel_scale(expected.axis)
     if stored is None:
         findings.append(Finding(weight.name, "scale", f"is not one number per channel of axis {expected.axis}"))
     else:
         different = stored.view(np.uint32) != scale.view(np.uint32)
         if different.any():
-            findings.append(Finding(weight.name, "scale", _differ(different)))
+            place = _first(different)
+            findings.append(Finding(weight.name, "scale", _differ(int(np.count_nonzero(different)), scale.size, place)))
     return findings
 
 
@@ -136,9 +138,35 @@ def check_model(weights: Iterable[CodedWeight], expected: Mapping[str, CodedTens
     return findings
 
 
-def _differ(different: npt.NDArray[np.bool_]) -> str:
-    first = _first(different)
-    return f"{np.count_nonzero(different)} of {different.size} differ from the trained ones, the first at {first}"
+def count_where(test: Callable[..., npt.NDArray[np.bool_]], *arrays: npt.NDArray[Any]) -> tuple[int, list[int]]:
+    """Count the elements of which something is true, a block at a time.
+
+    Args:
+        test: Takes as many arrays and returns what is true of each element.
+        arrays: All of one shape.
+
+    Returns:
+        How many, and the index of the first; an empty list where there is none.
+    """
+    shape = arrays[0].shape
+    count, first = 0, None
+    orders = [sorted(range(len(shape)), key=lambda axis: -abs(array.strides[axis])) for array in arrays]
+    order = orders[0]
+    back = np.argsort(order)
+    laid = [array.transpose(order) for array in arrays]
+    # Arrays that lie in memory in different orders are read in squares, so that no line of a cache is read twice.
+    longest = SQUARE if any(other != order for other in orders) else None
+    for where in blocks(tuple(shape[axis] for axis in order), longest=longest):
+        true = test(*(array[where] for array in laid))
+        if here := int(np.count_nonzero(true)):
+            count += here
+            place = [where[index].start + at for index, at in zip(back, _first(true.transpose(back)), strict=True)]
+            first = place if first is None else min(first, place)
+    return count, first or []
+
+
+def _differ(count: int, size: int, first: list[int]) -> str:
+    return f"{count} of {size} differ from the trained ones, the first at {first}"
 
 
 def _first(mask: npt.NDArray[Any]) -> list[int]:

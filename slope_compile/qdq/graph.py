@@ -60,6 +60,10 @@ class Scope:
             raise ArtifactError(f"The value '{name}' of the ONNX graph is made twice.", REMEDY)
         self._sources[name] = source
 
+    def constants(self) -> Iterator[tuple[str, TensorProto]]:
+        """Yield the initializers and the tensors of Constant nodes that are defined here."""
+        yield from ((name, source) for name, source in self._sources.items() if isinstance(source, TensorProto))
+
     def find(self, name: str) -> tuple[Scope, str, TensorProto | NodeProto | None]:
         """Return where a name is defined, its name there, and what makes it; None for an input of the model."""
         scope: Scope = self
@@ -134,6 +138,35 @@ def scopes(model: onnx.ModelProto) -> Iterator[Scope]:
                 graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
                 inner.extend(Scope(graph, outer=scope) for graph in graphs)
         pending.extend((one, depth + 1) for one in reversed(inner))
+
+
+def live_names(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the names of the main graph's values that its outputs depend on; names inside subgraphs all count."""
+    made_by = {output: node for node in model.graph.node for output in filter(None, node.output)}
+    waiting = [value.name for value in model.graph.output]
+    live: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in live:
+            continue
+        live.add(name)
+        if name in made_by:
+            waiting += _read_by(made_by[name])
+    return frozenset(live)
+
+
+def _read_by(node: NodeProto) -> list[str]:
+    """Return the names that a node reads, those of its subgraphs too, whoever defines them."""
+    read: list[str] = []
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        read += filter(None, one.input)
+        for attribute in one.attribute:
+            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                read += [value.name for value in graph.output]
+                waiting += graph.node
+    return read
 
 
 def _typed(node: NodeProto, attribute: AttributeProto, kind: int) -> AttributeProto:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slope_compile.compression.codes import group_nonzeros
+from slope_compile.compression.groups import count_groups
 from slope_compile.qdq.weights import CodedWeight
 
 SPARSE_N, SPARSE_M = 2, 4  # the pattern of NVIDIA's sparse tensor cores
@@ -30,4 +30,4 @@ def fits_sparse_cores(codes: npt.NDArray[Any], axis: int) -> bool:
     """
     if codes.shape[axis] % SPARSE_M or not codes.any():
         return False
-    return bool(np.max(group_nonzeros(codes, SPARSE_M, axis)) <= SPARSE_N)
+    return not count_groups(codes, SPARSE_N, SPARSE_M, axis).broken

@@ -7,6 +7,7 @@ Malformed files end in an ArtifactError that names the tensor.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from onnx import NodeProto, TensorProto
 
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.graph import Scope, is_standard, scopes
-from slope_compile.qdq.tensors import REMEDY, dtype_name, load_model, to_numpy
+from slope_compile.qdq.tensors import REMEDY, dtype_name, load_graph, to_numpy
 from slope_compile.qdq.weights import CodedWeight, Step, check_quantization
 
-__all__ = ["CodedWeight", "coded_weights"]
+__all__ = ["CodedWeight", "coded_weights", "iter_weights"]
 
 NARROW = ("FLOAT16", "BFLOAT16")
 _FOLLOWED = ("DequantizeLinear", "QuantizeLinear", "Cast", "CastLike", "Transpose", "Reshape", "Identity")
@@ -39,12 +40,25 @@ def coded_weights(source: Path | onnx.ModelProto) -> list[CodedWeight]:
     Raises:
         ArtifactError: If the file is missing, cut off or malformed; the tensor is named.
     """
-    if isinstance(source, onnx.ModelProto):
-        model, folder = source, None
-    else:
-        model, folder = load_model(source), source.parent
-    found: dict[tuple[Any, ...], tuple[CodedWeight, _Path, TensorProto]] = {}
-    different: dict[tuple[Any, ...], CodedWeight] = {}
+    return list(iter_weights(source))
+
+
+def iter_weights(source: Path | onnx.ModelProto) -> Iterator[CodedWeight]:
+    """Yield what `coded_weights` returns, reading each tensor when it is its turn.
+
+    Of the numbers in the file, those of one weight are held, if the caller lets go of it (`del weight`) before it asks
+    for the next: a byte an element where codes are stored, 4 where floats are (8 for DOUBLE).
+
+    Args:
+        source: As `coded_weights`.
+
+    Raises:
+        ArtifactError: As `coded_weights`.
+    """
+    model, place = (source, None) if isinstance(source, onnx.ModelProto) else (load_graph(source), source)
+    # The path and the tensor are kept, so that no other object gets their ids.
+    seen: dict[tuple[Any, ...], tuple[_Path, TensorProto]] = {}
+    yielded: set[tuple[Any, ...]] = set()
     for scope in scopes(model):
         for node in scope.nodes:
             for index in weight_inputs(node):
@@ -52,21 +66,24 @@ def coded_weights(source: Path | onnx.ModelProto) -> list[CodedWeight]:
                 if tensor is None:
                     continue
                 key = (id(tensor), tuple(id(step) for _, step in path), node.op_type, index, *_transposed(scope, node))
-                if key not in found:  # the path and the tensor are kept, so that no other object gets their ids
-                    weight = _weight(scope, node, index, path, name, tensor, folder)
-                    found[key] = weight, path, tensor
-                    different.setdefault((id(tensor), *_meaning(weight, path)), weight)
+                if key not in seen:
+                    seen[key] = path, tensor
+                    weight = [_weight(scope, node, index, path, name, tensor, place)]
+                    meaning = (id(tensor), *_meaning(weight[0], path))
+                    if meaning not in yielded:
+                        yielded.add(meaning)
+                        yield weight.pop()  # so that nothing here holds it
+                    weight.clear()
                 break  # where both factors of a MatMul are constant, the second one is the weight
-    return list(different.values())
 
 
-def weight_of(scope: Scope, node: NodeProto, folder: Path | None) -> CodedWeight | None:
+def weight_of(scope: Scope, node: NodeProto, place: Path | None) -> CodedWeight | None:
     """Return the constant that one Conv, ConvTranspose, MatMul or Gemm multiplies with; None where it is computed.
 
     Args:
         scope: Where the node stands.
         node: The operator.
-        folder: Where external data may lie.
+        place: The model's file, beside which external data may lie.
 
     Raises:
         ArtifactError: As `coded_weights`.
@@ -74,7 +91,7 @@ def weight_of(scope: Scope, node: NodeProto, folder: Path | None) -> CodedWeight
     for index in weight_inputs(node):
         path, name, tensor = trace_constant(scope, node.input[index])
         if tensor is not None:
-            return _weight(scope, node, index, path, name, tensor, folder)
+            return _weight(scope, node, index, path, name, tensor, place)
     return None
 
 
@@ -118,9 +135,9 @@ def trace_constant(scope: Scope, name: str) -> tuple[_Path, str, TensorProto | N
 
 
 def _weight(
-    scope: Scope, node: NodeProto, index: int, path: _Path, name: str, tensor: TensorProto, folder: Path | None
+    scope: Scope, node: NodeProto, index: int, path: _Path, name: str, tensor: TensorProto, place: Path | None
 ) -> CodedWeight:
-    stored = to_numpy(tensor, folder, name)
+    stored = to_numpy(tensor, place, name)
     shape: tuple[int, ...] = stored.shape
     steps: list[Step] = []
     dequantize: tuple[Scope, NodeProto] | None = None
@@ -128,7 +145,7 @@ def _weight(
     quantized = False  # floats that the graph quantizes as it runs: what follows is not what is stored
     for where, source in reversed(path):  # forwards: from the initializer to the consumer
         if source.op_type in ("Transpose", "Reshape"):
-            steps.append(_step(where, source, shape, name, folder))
+            steps.append(_step(where, source, shape, name, place))
             shape = steps[-1].shape_after(shape)
         elif source.op_type == "QuantizeLinear":
             if dequantize is not None:
@@ -148,7 +165,7 @@ def _weight(
         name=(name or f"{node.name}").removesuffix(".codes"),
         stored=stored,
         dtype=dtype_name(tensor),
-        **_quantization(*dequantize, stored.shape, name, folder) if dequantize else _unquantized(tensor),
+        **_quantization(*dequantize, stored.shape, name, place) if dequantize else _unquantized(tensor),
         op=node.op_type,
         node=f"{node.name}",
         steps=tuple(steps),
@@ -180,7 +197,7 @@ def _consumed_axis(scope: Scope, node: NodeProto, index: int, rank: int, name: s
     return axis
 
 
-def _step(scope: Scope, node: NodeProto, shape: tuple[int, ...], name: str, folder: Path | None) -> Step:
+def _step(scope: Scope, node: NodeProto, shape: tuple[int, ...], name: str, place: Path | None) -> Step:
     """Return a Transpose or Reshape of a constant of the given shape with its dims resolved."""
     if node.op_type == "Transpose":
         perm = scope.integers(node, "perm", range(len(shape))[::-1])
@@ -188,7 +205,7 @@ def _step(scope: Scope, node: NodeProto, shape: tuple[int, ...], name: str, fold
             raise ArtifactError(f"Tensor '{name}' of shape {shape} is transposed by {perm}.", REMEDY)
         return Step("transpose", perm)
     target = _constant(scope, node, 1, f"the shape that '{name}' is reshaped to")
-    asked = to_numpy(target, folder, f"{name} (its new shape)").ravel().tolist()
+    asked = to_numpy(target, place, f"{name} (its new shape)").ravel().tolist()
     keep_zero = scope.integer(node, "allowzero", 0)
     dims = [shape[i] if n == 0 and not keep_zero and i < len(shape) else int(n) for i, n in enumerate(asked)]
     elements = math.prod(shape)
@@ -205,11 +222,11 @@ def _unquantized(tensor: TensorProto) -> dict[str, Any]:
 
 
 def _quantization(
-    scope: Scope, node: NodeProto, shape: tuple[int, ...], name: str, folder: Path | None
+    scope: Scope, node: NodeProto, shape: tuple[int, ...], name: str, place: Path | None
 ) -> dict[str, Any]:
     """Return a DequantizeLinear's scale, zero point, axis and block size, and the type of what it makes."""
     scale_tensor = _constant(scope, node, 1, f"the scale of '{name}'")
-    scale = to_numpy(scale_tensor, folder, f"{name} (its scale)").astype(np.float32)
+    scale = to_numpy(scale_tensor, place, f"{name} (its scale)").astype(np.float32)
     output_dtype = scope.integer(node, "output_dtype", 0)
     common = {
         "scale": scale,
@@ -218,7 +235,7 @@ def _quantization(
     }
     if len(node.input) > 2 and node.input[2]:
         zero_point = _constant(scope, node, 2, f"the zero point of '{name}'")
-        common["zero_point"] = to_numpy(zero_point, folder, f"{name} (its zero point)")
+        common["zero_point"] = to_numpy(zero_point, place, f"{name} (its zero point)")
     block_size = scope.integer(node, "block_size", 0)
     if scale.ndim == 0 or (scale.size == 1 and not block_size):
         return common | {"axis": None, "block_size": 0}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from slope_compile.compression.groups import BLOCK
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.tensors import INTEGER_BITS, REMEDY
 
@@ -106,6 +108,55 @@ class CodedWeight:
                 values = values * self._expand(self.scale)
             return _rounded(values, self.value_dtype)
 
+    def as_trained(self) -> CodedWeight:
+        """Return the weight the way torch keeps it, output channels first, where its operator reads it otherwise.
+
+        The operator decides, not the shape: a square matrix read the wrong way round must not look like the right one.
+        """
+        if self.op in ("Conv", "ConvTranspose"):
+            return self._as_consumed()
+        if self.op not in ("MatMul", "Gemm") or self.stored.ndim != 2 or self.reduction_axis != 0:
+            return self
+        return replace(
+            self,
+            stored=self.stored.T,
+            scale=None if self.scale is None else self.scale.T,
+            zero_point=None if self.zero_point is None else self.zero_point.T,
+            axis=None if self.axis is None else 1 - self.axis,
+            steps=(),
+            consumed_axis=1,
+        )
+
+    def _as_consumed(self) -> CodedWeight:
+        """Return the weight in the layout that its operator takes, where only transposes lie between."""
+        if not self.steps or self.block_size or any(step.kind != "transpose" for step in self.steps):
+            return self
+        axis = self.axis
+        for step in self.steps:
+            axis = None if axis is None else step.dims.index(axis)
+        return replace(self, stored=self.consumed(self.stored), axis=axis, steps=())
+
+    def rows(self, rows: slice) -> CodedWeight:
+        """Return some rows, without what the graph does to the layout.
+
+        Args:
+            rows: Along axis 0 of `stored`; whole blocks where the scales' blocks run along that axis.
+        """
+        return replace(
+            self,
+            stored=self.stored[rows],
+            scale=None if self.scale is None else self._parameter_rows(self.scale, rows),
+            zero_point=None if self.zero_point is None else self._parameter_rows(self.zero_point, rows),
+            steps=(),
+        )
+
+    def _parameter_rows(self, parameter: npt.NDArray[Any], rows: slice) -> npt.NDArray[Any]:
+        if self.axis is None or (self.axis and not self.block_size):
+            return parameter
+        if self.axis or not self.block_size:
+            return parameter[rows]
+        return parameter[rows.start // self.block_size : -(-rows.stop // self.block_size)]
+
     def channel_scale(self, channels_axis: int) -> npt.NDArray[np.float32] | None:
         """Return one scale per channel of `channels_axis`, float32 [channels]; None if channels mix several.
 
@@ -130,6 +181,15 @@ class CodedWeight:
             repeated = np.repeat(parameter, self.block_size, axis=self.axis)
             return repeated.take(range(self.stored.shape[self.axis]), axis=self.axis)
         return parameter.reshape([-1 if a == self.axis else 1 for a in range(self.stored.ndim)])
+
+
+def row_blocks(weight: CodedWeight) -> Iterator[slice]:
+    """Yield slices of axis 0 of about `groups.BLOCK` elements each, and of whole blocks of scales."""
+    length = weight.stored.shape[0]
+    step = max(1, BLOCK * length // max(1, weight.stored.size))
+    if weight.axis == 0 and weight.block_size:
+        step = -(-step // weight.block_size) * weight.block_size
+    yield from (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 def _rounded(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:

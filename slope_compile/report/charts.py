@@ -88,8 +88,8 @@ def line_chart(
         return tag("p", "No finite value to draw.", class_="absent")
     marks, decimals = ticks(min(values) * scale, max(values) * scale)
     count = max(len(line.values) for line in lines)
-    x = _axis(0, max(count - 1, 1), LEFT + 8, RIGHT - 8) if count > 1 else lambda _: (LEFT + RIGHT) / 2
-    y = _axis(marks[0] / scale, marks[-1] / scale, BOTTOM, TOP)
+    x = axis(0, max(count - 1, 1), LEFT + 8, RIGHT - 8) if count > 1 else lambda _: (LEFT + RIGHT) / 2
+    y = axis(marks[0] / scale, marks[-1] / scale, BOTTOM, TOP)
     half = (x(1) - x(0)) / 2 if count > 1 else (RIGHT - LEFT) / 2
     return tag(
         "svg",
@@ -114,7 +114,7 @@ def bar_chart(caption: str, rows: Sequence[tuple[str, float, str]]) -> Markup:
     """
     left, right, height = 138, 346, len(rows) * BAR_ROW
     marks, decimals = ticks(min([*(value for _, value, _ in rows), 0.99]), 1.0)
-    x = _axis(marks[0], 1.0, left, right)
+    x = axis(marks[0], 1.0, left, right)
     grid = [
         join(
             [
@@ -134,8 +134,8 @@ def bar_chart(caption: str, rows: Sequence[tuple[str, float, str]]) -> Markup:
 def sparkline(caption: str, values: Sequence[Any], low: float, high: float) -> Markup:
     """Return a word-sized curve between `low` and `high`, its last point marked."""
     span = high - low or 1.0
-    x = _axis(0, max(len(values) - 1, 1), 3, 93)
-    y = _axis(low, low + span, 19, 3)
+    x = axis(0, max(len(values) - 1, 1), 3, 93)
+    y = axis(low, low + span, 19, 3)
     return tag(
         "svg",
         _curve(Line(caption, values), x, y, dots=False),
@@ -151,12 +151,21 @@ def sparkline(caption: str, values: Sequence[Any], low: float, high: float) -> M
     )
 
 
-def share_bar(share: float) -> Markup:
-    """Return a bar whose length is `share` of its track; it stands beside its number, so screen readers skip it."""
+def waterfall_bar(share: float, before: float) -> Markup:
+    """Return one bar of a waterfall, beside its number, so that screen readers skip it.
+
+    Args:
+        share: The bar's length, as a share of the largest.
+        before: That of the step before: what it took more is shown light, what it took less is marked at the end.
+    """
+    bar, ghost = max(0.5, 100.0 * share), max(0.5, 100.0 * before)
+    grown = bar - ghost if bar - ghost > 0.25 else 0.0  # below that it is no more than the bar's own rounding
     return tag(
         "svg",
-        tag("rect", x=0, y=0, width=100, height=8, rx=1, class_="track"),
-        tag("rect", x=0, y=0, width=max(0.5, 100.0 * share), height=8, rx=1, class_="fill"),
+        tag("rect", x=0, y=0, width=100, height=8, class_="track"),
+        tag("rect", x=0, y=0, width=ghost, height=8, class_="gone") if ghost > bar else None,
+        tag("rect", x=0, y=0, width=bar, height=8, class_="fill"),
+        tag("rect", x=ghost, y=0, width=grown, height=8, class_="grown") if grown else None,
         viewBox="0 0 100 8",
         preserveAspectRatio="none",
         aria_hidden="true",
@@ -164,7 +173,8 @@ def share_bar(share: float) -> Markup:
     )
 
 
-def _axis(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def axis(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Return what maps `low` to `start` and `high` to `end`."""
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
@@ -215,7 +225,7 @@ def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float],
 
 def _bar(row: tuple[str, float, str], top: float, x: Callable[[float], float], right: float) -> Markup:
     name, value, text = row
-    shown = name if len(name) <= 22 else f"{name[:9]}…{name[-12:]}"
+    shown = name if len(name) <= 17 else f"{name[:7]}…{name[-9:]}"
     return tag(
         "g",
         tag("title", f"{name}: {text}"),

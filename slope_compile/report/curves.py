@@ -10,6 +10,7 @@ from slope_compile.metric_names import title, words
 from slope_compile.report.charts import Band, Line, bar_chart, drawable, line_chart, sparkline
 from slope_compile.report.data import RunData
 from slope_compile.report.figures import number, percent, plural, significant
+from slope_compile.report.histogram import direction_histogram
 from slope_compile.report.layers import layer_rows
 from slope_compile.report.markup import Markup, tag
 from slope_compile.report.tables import (
@@ -100,8 +101,9 @@ def direction(data: RunData) -> Markup:
         "small. 1 means the same direction. A higher cosine is not by itself a better model: read it beside the "
         f"{words(data.metric)}."
     )
-    figures = [figure for figure in (_direction_over_epochs(first, epochs), _direction_bars(rows)) if figure]
-    return section("direction", title, sentences([note]), tag("div", *figures, class_="charts"))
+    histogram, counts = direction_histogram(data.metrics)
+    figures = [histogram, _direction_over_epochs(first, epochs), _direction_bars(rows)]
+    return section("direction", title, sentences([note]), tag("div", *figures, class_="charts"), counts)
 
 
 def _direction_over_epochs(first: int, epochs: Epochs) -> Markup | None:

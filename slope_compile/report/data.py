@@ -16,11 +16,13 @@ class SizeRow:
         what: What was weighed, such as `ONNX file`. The first row whose `what` begins with `FP32` is what all the
             others are compared with.
         bytes: Measured on the artifact, or (nominal sizes) counted from its codes.
+        step: Whether it is a step from the FP32 model to what is deployed; others are listed, and no step starts there.
     """
 
     stage: str
     what: str
     bytes: int
+    step: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RunData:
         layers: export/layers.json.
         builds: Target -> build/TARGET/layers.json.
         verdicts: Target -> verify/TARGET/verify.json.
+        layer_errors: Target -> verify/TARGET/layers.json: the error of each layer's output at each hop of the chain.
         sizes: In pipeline order.
         accuracies: The primary metric of `fp32`, `compressed` and `onnx`, shares of 1; None where not measured.
         metric: Its name, and its key in the metrics' epochs.
@@ -47,6 +50,7 @@ class RunData:
     layers: Mapping[str, Any] | None = None
     builds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    layer_errors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sizes: Sequence[SizeRow] = ()
     accuracies: Mapping[str, float | None] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

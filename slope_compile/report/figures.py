@@ -6,11 +6,19 @@ import math
 from typing import Any
 
 ABSENT = "–"
+SAME_LINE = "\N{NO-BREAK SPACE}"
 
 
 def is_number(value: Any) -> bool:
     """Say whether `value` is a real number (bool is none; NaN and infinities are)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def real(value: Any) -> float | None:
+    """Return a figure of verify.json as a float; there `nan`, `inf` and `-inf` stand as text. None if it is none."""
+    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
+        return float(value)
+    return float(value) if is_number(value) else None
 
 
 def number(value: Any, decimals: int) -> str:
@@ -32,8 +40,10 @@ def significant(value: Any, digits: int = 3) -> str:
 
 
 def percent(value: Any, decimals: int = 2) -> str:
-    """Return a share of 1 in percent."""
-    return f"{number(value * 100, decimals)} %" if is_number(value) and math.isfinite(value) else number(value, 0)
+    """Return a share of 1 in percent; the sign stays with its number where a line ends."""
+    if not is_number(value) or not math.isfinite(value):
+        return number(value, 0)
+    return f"{number(value * 100, decimals)}{SAME_LINE}%"
 
 
 def size(count: int) -> str:

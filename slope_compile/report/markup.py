@@ -17,6 +17,12 @@ VOID = frozenset({"br", "hr", "meta", "col"})
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+# Marks that turn the direction of what follows them, and letters that are written from the right.
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_LETTER = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff"
+_FROM_THE_RIGHT = re.compile(f"[{_LETTER}](?:[{_LETTER} ]*[{_LETTER}])?")
+
+
 class Markup(str):
     """Text that is HTML already."""
 
@@ -28,8 +34,15 @@ Attribute = Union[str, int, float, bool, None]  # noqa: UP007
 
 
 def escape(text: str) -> Markup:
-    """Return `text` as HTML that shows exactly it; characters no document may hold become U+FFFD."""
-    return text if isinstance(text, Markup) else Markup(html.escape(_UNPRINTABLE.sub("\ufffd", text), quote=True))
+    """Return `text` as HTML that shows exactly it, and leaves the order of its surroundings alone.
+
+    Characters that no document may hold, and marks that would turn the direction of other text, become U+FFFD; words
+    written from the right are isolated (U+2068, U+2069), so that figures beside them stay where they are.
+    """
+    if isinstance(text, Markup):
+        return text
+    shown = _TURNING.sub("\ufffd", _UNPRINTABLE.sub("\ufffd", text))
+    return Markup(html.escape(_FROM_THE_RIGHT.sub("\u2068\\g<0>\u2069", shown), quote=True))
 
 
 def join(parts: Iterable[Content]) -> Markup:

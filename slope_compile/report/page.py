@@ -5,18 +5,26 @@ from __future__ import annotations
 from importlib import resources
 
 from slope_compile._version import __version__
+from slope_compile.report.accuracy import accuracy, metric_heading
+from slope_compile.report.chain import chain
 from slope_compile.report.curves import direction, steps, training
 from slope_compile.report.data import RunData, SizeRow
+from slope_compile.report.findings import failed_checks, failures, unchecked
+from slope_compile.report.heat import heat
 from slope_compile.report.layers import layers
 from slope_compile.report.markup import Markup, tag
-from slope_compile.report.results import accuracy, checks, metric_heading, pipeline, tiles, verdict_banner
+from slope_compile.report.results import checks, pipeline, tiles, verdict_banner
 from slope_compile.report.tables import absent, code, details, section, table, value_text
 
 __all__ = ["RunData", "SizeRow", "render"]
 
 CONTENTS = {
-    "pipeline": "Pipeline and sizes",
+    "failed": "What failed",
+    "chain": "The chain",
+    "unchecked": "Not checked",
     "accuracy": "Accuracy",
+    "pipeline": "Pipeline and sizes",
+    "heat": "Error by layer",
     "checks": "Checks",
     "layers": "Layers",
     "training": "Training",
@@ -38,8 +46,12 @@ def render(data: RunData) -> str:
         "main",
         verdict_banner(data),
         tiles(data),
-        pipeline(data),
+        failures(data),
+        chain(data),
+        unchecked(data),
         accuracy(data),
+        pipeline(data),
+        heat(data),
         checks(data),
         layers(data),
         training(data),
@@ -72,6 +84,8 @@ def _head(data: RunData) -> Markup:
 
 def _header(data: RunData) -> Markup:
     contents = {**CONTENTS, "accuracy": metric_heading(data)}
+    if not failed_checks(data):
+        del contents["failed"]
     entries = (tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title in contents.items())
     return tag(
         "header",

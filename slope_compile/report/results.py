@@ -1,4 +1,4 @@
-"""The parts of the page that say how it went: verdict, key figures, pipeline and sizes, accuracy, checks."""
+"""The parts of the page that say how it went: verdict, key figures, pipeline, checks."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from slope_compile.metric_names import title
-from slope_compile.report.charts import share_bar
 from slope_compile.report.data import RunData
 from slope_compile.report.figures import is_number, number, percent, plural, ratio, size
+from slope_compile.report.findings import headline
 from slope_compile.report.layers import layer_rows
 from slope_compile.report.markup import Markup, join, tag
+from slope_compile.report.sizes import sizes
 from slope_compile.report.tables import (
     absent,
-    cell,
-    column,
-    figure_cell,
+    check_name,
     section,
     sentences,
     status,
-    sub,
     table,
     value_text,
     wide_cell,
@@ -38,7 +36,7 @@ def verdict_banner(data: RunData) -> Markup:
         counts.append(f"{_count(checks, 'not checked')} not checked on this machine")
         text = f"{', '.join(data.verdicts)}: {', '.join(counts)}."
     failed = [
-        tag("li", f"{target}: {check['name']}. {check['detail']}")
+        tag("li", f"{target}: {check['name']}. {headline(check)}")
         for target, check in checks
         if check["status"] == "fail"
     ]
@@ -87,7 +85,7 @@ def _tiles(data: RunData) -> Iterator[tuple[str, str, str]]:
 def pipeline(data: RunData) -> Markup:
     """Return the four stages with what each did, and the sizes along the way."""
     cards = [_train_card(data), _export_card(data), _build_card(data), _verify_card(data)]
-    return section("pipeline", "Pipeline and sizes", tag("ol", *cards, class_="pipeline"), _sizes(data))
+    return section("pipeline", "Pipeline and sizes", tag("ol", *cards, class_="pipeline"), sizes(data))
 
 
 def _card(stage: str, lines: list[Any]) -> Markup:
@@ -146,66 +144,6 @@ def _verify_card(data: RunData) -> Markup:
     )
 
 
-def _sizes(data: RunData) -> Markup:
-    if not data.sizes:
-        return absent("No sizes: no stage has written an artifact yet.")
-    largest = max(row.bytes for row in data.sizes) or 1
-    rows = [
-        [
-            row.stage,
-            cell(row.what, share_bar(row.bytes / largest)),
-            figure_cell(join([size(row.bytes), sub(f"{row.bytes:,} bytes")])),
-            figure_cell(ratio(row.bytes, data.fp32_bytes)),
-        ]
-        for row in data.sizes
-    ]
-    return table(
-        "Size at each stage, compared with FP32", ["Stage", "What", column("Size"), column("Against FP32")], rows
-    )
-
-
-def metric_heading(data: RunData) -> str:
-    """Return the title of the part about the task metric."""
-    return "Accuracy" if data.metric == "accuracy" else "Mean average precision"
-
-
-def accuracy(data: RunData) -> Markup:
-    """Return the task's metrics of the FP32 model, the compressed model and the ONNX file."""
-    heading = metric_heading(data)
-    if not any(value is not None for value in data.accuracies.values()):
-        return section("accuracy", heading, absent("Nothing was measured: this run has not been trained."))
-    allowed = data.setting("verify", "metric_drop")
-    note = (
-        f"Measured on the validation images. The verdict allows a relative drop of {percent(allowed, 1)} against FP32."
-    )
-    tables = [_metric_table(data, metric, values) for metric, values in _metrics(data).items()]
-    return section("accuracy", heading, *tables, sentences([note]))
-
-
-def _metrics(data: RunData) -> dict[str, Mapping[str, float | None]]:
-    return {data.metric: data.accuracies, **data.other_metrics}
-
-
-def _metric_table(data: RunData, metric: str, values: Mapping[str, float | None]) -> Markup:
-    fp32 = values.get("fp32")
-    losses = {name: (data.metrics or {}).get(name, {}).get("loss") for name in ("fp32", "compressed")}
-    has_loss = any(loss is not None for loss in losses.values())
-    names = {"fp32": "FP32 model", "compressed": "Compressed model (PyTorch)", "onnx": "ONNX file (ONNX Runtime)"}
-    rows = []
-    for key, name in names.items():
-        value = values.get(key)
-        change = (
-            f"{number((value - fp32) * 100, 2)} points"
-            if value is not None and fp32 is not None and key != "fp32"
-            else "–"
-        )
-        shown = percent(value) if value is not None else "not measured"
-        row = [name, figure_cell(shown), figure_cell(change)]
-        rows.append([*row, figure_cell(number(losses.get(key), 4))] if has_loss else row)
-    head = ["Model", column(title(metric)), column("Against FP32"), *([column("Loss")] if has_loss else [])]
-    return table(f"{title(metric)} on the validation images", head, rows)
-
-
 def checks(data: RunData) -> Markup:
     """Return every check of every target; `not checked` stands with its reason."""
     if not data.verdicts:
@@ -216,7 +154,7 @@ def checks(data: RunData) -> Markup:
             ["Check", "Status", "Detail", "Figures"],
             [
                 [
-                    check["name"],
+                    check_name(check["name"]),
                     status(check["status"]),
                     wide_cell(check["detail"] or "–"),
                     wide_cell(_figures(check.get("figures") or {})),

@@ -8,6 +8,7 @@ from typing import Any
 from slope_compile.report.figures import number
 from slope_compile.report.markup import Content, Markup, join, tag
 
+SHORT = 8  # rows
 STATUS = {"pass": ("✓", "pass", "pass"), "fail": ("✗", "FAIL", "fail"), "not checked": ("○", "not checked", "open")}
 
 
@@ -26,17 +27,17 @@ def table(caption: str, head: Sequence[Content], rows: Iterable[Sequence[Content
         rows: The first of a row is its header; the others are content or cells.
         sticky: Keep the first column in sight while scrolling.
     """
+    body = [tag("tr", _cell("th", row[0], scope="row"), *(_cell("td", c) for c in row[1:])) for row in rows]
+    # On paper a short table stays on one page.
+    styles = [style for style, holds in (("sticky", sticky), ("short", len(body) <= SHORT)) if holds]
     return tag(
         "div",
         tag(
             "table",
             tag("caption", caption),
             tag("thead", tag("tr", *(_cell("th", cell, scope="col") for cell in head))),
-            tag(
-                "tbody",
-                *(tag("tr", _cell("th", row[0], scope="row"), *(_cell("td", c) for c in row[1:])) for row in rows),
-            ),
-            class_="sticky" if sticky else None,
+            tag("tbody", *body),
+            class_=" ".join(styles) or None,
         ),
         class_="scroll",
         tabindex=0,
@@ -49,7 +50,7 @@ def _cell(name: str, content: Content, scope: str | None = None) -> Markup:
     return content if isinstance(content, Cell) else tag(name, content, scope=scope)
 
 
-def column(title: str) -> Cell:
+def column(title: Content) -> Cell:
     """Return the header of a column of numbers."""
     return Cell(tag("th", title, scope="col", class_="n"))
 
@@ -72,6 +73,11 @@ def wide_cell(*children: Content) -> Cell:
 def code(text: str) -> Markup:
     """Return a name from the run in a fixed-width face."""
     return tag("span", text, class_="code")
+
+
+def check_name(name: str) -> Markup:
+    """Return a check's name, which stays in one piece unless it is none of ours."""
+    return tag("span", name, class_="code nowrap" if len(name) <= 24 else "code")
 
 
 def sub(text: str) -> Markup:

@@ -1,6 +1,6 @@
 """The state that training resumes from: one per epoch, safetensors + JSON, never pickle.
 
-    STATE/epoch-000003.safetensors    model.NAME and optimizer.NAME.KEY tensors
+    STATE/epoch-000003.safetensors    model.NAME and optimizer.NAME.KEY tensors; validation.NAME, once FP32 was measured
     STATE/state.json                  epochs and processes, metrics so far, recipe digest; the other file's size and
                                       sha256, and one over all of that, so that an edit shows
 
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,7 +30,7 @@ from slope_compile.artifacts import FileDigest, read_json, storage_errors, sync,
 from slope_compile.errors import ArtifactError
 from slope_compile.train.weights import read_into
 
-FORMAT = 2
+FORMAT = 3
 START_OVER = "Delete the folder to train from the start."
 
 
@@ -59,10 +60,12 @@ def save_state(
     history: Mapping[str, Any],
     scaler: Mapping[str, Any] | None,
     ranks: int = 1,
+    validation: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> None:
     """Commit the state after epoch `done`; `recipe` is the digest of what training depends on.
 
-    `ranks` is the number of processes: each drew its own random numbers, so that only as many can go on.
+    `ranks` is the number of processes: each drew its own random numbers, so that only as many can go on. `validation`
+    holds what models measured so far answered to single items.
 
     Raises:
         StorageError: If the file system refuses; the state before stays intact.
@@ -71,6 +74,7 @@ def save_state(
     temporary = path.with_suffix(".tmp")
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(model, optimizer).items()}
+    tensors |= {f"validation.{name}": torch.from_numpy(array) for name, array in (validation or {}).items()}
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -166,6 +170,13 @@ def restore(saved: SavedState, model: nn.Module, optimizer: optim.Optimizer | No
             alike = stored.shape == parameter.shape
             value = torch.empty_like(parameter) if alike else torch.empty_like(stored, device=parameter.device)
             optimizer.state[parameter][slot] = value.detach().copy_(stored)
+
+
+def saved_validation(saved: SavedState) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what `save_state` was given as `validation`."""
+    with safe_open(saved.tensors, framework="numpy") as file:
+        names = [key for key in file.keys() if key.startswith("validation.")]  # noqa: SIM118
+        return {name.removeprefix("validation."): file.get_tensor(name) for name in names}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:

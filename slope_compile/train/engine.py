@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,7 @@ from slope_compile.errors import TrainingError
 from slope_compile.train.data import mix
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+T = TypeVar("T")
 
 
 def make_accelerator(precision: Precision) -> Accelerator:
@@ -129,6 +130,16 @@ def gathered(accelerator: Accelerator, value: Any) -> list[Any]:
     values: list[Any] = [value] * accelerator.num_processes
     if accelerator.num_processes > 1:
         torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def every_rank(value: T) -> list[T]:
+    """Return every rank's value, on every rank, also where no Accelerator is at hand; alone, just this one's."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
     return values
 
 

@@ -26,8 +26,9 @@ from slope_compile.errors import TrainingError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe
 from slope_compile.train.batchnorm import synchronized
-from slope_compile.train.checkpoint import SavedState, find_state, portable, restore, save_state
+from slope_compile.train.checkpoint import SavedState, find_state, portable, restore, save_state, saved_validation
 from slope_compile.train.data import head_classes, load_data
+from slope_compile.train.direction import direction_counts, direction_record
 from slope_compile.train.engine import (
     compile_error,
     deterministic,
@@ -44,7 +45,9 @@ from slope_compile.train.models import build_model
 from slope_compile.train.optimizer import lr_at, make_optimizer
 from slope_compile.train.step import Stepper
 from slope_compile.train.tasks import make_task
-from slope_compile.train.trained import CHECKPOINT, CODES, METRICS, compress_by, evaluate
+from slope_compile.train.trained import CHECKPOINT, CODES, METRICS, compress_by, measure
+from slope_compile.train.validation import FILE as VALIDATION
+from slope_compile.train.validation import Answers, flatten, save_record, unflatten
 
 RECIPE_SECTIONS = ("model", "data", "compression", "train")
 VALIDATION_LOSS = "validation_loss"  # in an epoch's record, where "loss" is the training loss
@@ -136,7 +139,9 @@ class Trainer:
         self._refuse_tiny_batches()
         self.steps = batch_count(len(self.data.train), recipe.data.batch)  # per epoch
         self.report: Report | None = None
-        self.measured: dict[str, float] | None = None  # after the last epoch, in the arithmetic of training
+        # After the last epoch, in the arithmetic of training: figures, and the answers to single items.
+        self.measured: tuple[dict[str, float], Answers] | None = None
+        self.answers: dict[str, Answers] = {}  # of the models that history has figures of, "fp32" and "compressed"
         self.history: dict[str, Any] = {"fp32": None, "compressed": None, "epochs": []}
         section = recipe.train
         self.fp32 = Phase("fp32", 0, section.pretrain_epochs, section.pretrain_lr or section.lr)
@@ -158,6 +163,8 @@ class Trainer:
         if saved:
             self.history = saved.history
             self.events.note("train", f"resuming after epoch {done} of {self.slope.end}")
+            if self.history["fp32"] is not None:
+                self.answers["fp32"] = unflatten(saved_validation(saved), "fp32")
         if done < self.fp32.end:
             self.run_phase(self.fp32, done, saved)
             saved, done = None, self.fp32.end
@@ -165,15 +172,17 @@ class Trainer:
             restore(saved, self.model, None)
             saved = None
         if self.history["fp32"] is None:
-            self.history["fp32"] = self._result()
+            self.history["fp32"], self.answers["fp32"] = self._result()
         self.report = compress_by(self.recipe.compression, self.model, permute=saved is None)
         if self.report.permutation is not None:
             self._tell_permuted(self.report.permutation)
+        if saved is None:  # no step of the compressed phase is behind us
+            self.history["direction"] = direction_counts(self.model)
         self.run_phase(self.slope, done, saved)
-        self.history["compressed"] = self._result()
+        self.history["compressed"], self.answers["compressed"] = self._result()
 
     def write(self, out: Path) -> None:
-        """Write the three files of the train stage; equal results give equal bytes."""
+        """Write the files of the train stage; equal results give equal bytes."""
         if not self.accelerator.is_main_process or self.report is None:
             return
         last = self.history["epochs"][-1]
@@ -183,6 +192,7 @@ class Trainer:
             "epochs": self.history["epochs"],
             "plan": [_plan_row(row) for row in self.report],
             "layers": last["layers"],
+            "direction": direction_record(self.history.get("direction"), direction_counts(self.model)),
             "fp32_bytes": self.fp32_bytes,
             "metric": self.task.metric,
             "classes": self.data.classes,
@@ -193,6 +203,7 @@ class Trainer:
         with storage_errors(out):
             save_file(portable(self.model.state_dict()), out / CHECKPOINT)
             save_codes(out / CODES, codes(self.model))
+            save_record(out / VALIDATION, **self.answers)
             (out / METRICS).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def run_phase(self, phase: Phase, done: int, saved: SavedState | None) -> None:
@@ -214,7 +225,8 @@ class Trainer:
                 record = self._train_epoch(phase, epoch, model, stepper)
             share_buffers(self.model)
             refuse_drift(self.accelerator, self.model)
-            self.measured = measured = self._evaluate()
+            self.measured = self._evaluate()
+            measured = self.measured[0]
             self._refuse_damage(phase, epoch, record["lr"], measured)
             after = self._masks(phase)
             record |= {VALIDATION_LOSS if name == "loss" else name: value for name, value in measured.items()}
@@ -252,17 +264,18 @@ class Trainer:
         total, penalized = (value / len(self.data.train) for value in sums)
         return {"phase": phase.name, "epoch": epoch - phase.first + 1, "loss": total, "penalty": penalized, "lr": lr}
 
-    def _evaluate(self) -> dict[str, float]:
-        """Return the task's figures on the validation split, the item count left out."""
+    def _evaluate(self) -> tuple[dict[str, float], Answers]:
+        """Return the task's figures on the validation split, the item count left out, and the answers to its items."""
         share = (self.accelerator.process_index, self.accelerator.num_processes)
         # As many at once as in training: what fits there fits here.
         batch = max(self.recipe.data.batch // (share[1] * self.recipe.train.accumulate), 1)
         workers = self.recipe.data.workers
-        found = evaluate(self.model, self.data.validation, batch, task=self.task, workers=workers, share=share)
-        return {name: value for name, value in found.items() if name != "items"}
+        data = self.data.validation
+        found, answers = measure(self.model, data, batch, task=self.task, workers=workers, share=share)
+        return {name: value for name, value in found.items() if name != "items"}, answers
 
-    def _result(self) -> dict[str, float]:
-        """Return the figures of the model as it is, in float32 whatever precision it was trained in."""
+    def _result(self) -> tuple[dict[str, float], Answers]:
+        """Return figures and answers of the model as it is, in float32 whatever precision it was trained in."""
         if self.measured is not None and self.accelerator.mixed_precision == "no":
             return self.measured
         return self._evaluate()
@@ -284,7 +297,8 @@ class Trainer:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
             digest = self.recipe.digest(*RECIPE_SECTIONS)
             ranks = self.accelerator.num_processes
-            save_state(self.state, digest, done, self.model, optimizer, self.history, scaler, ranks)
+            kept = flatten(self.answers)
+            save_state(self.state, digest, done, self.model, optimizer, self.history, scaler, ranks, kept)
         self.accelerator.wait_for_everyone()
 
     def _tell_permuted(self, permutation: Permutation) -> None:

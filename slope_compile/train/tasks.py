@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +18,8 @@ from torchmetrics import MeanMetric, SumMetric
 
 from slope_compile.recipe import Recipe
 from slope_compile.train.data import Data
+from slope_compile.train.engine import every_rank
+from slope_compile.train.validation import Answers, Classified
 
 
 class Batch(Protocol):
@@ -53,6 +56,10 @@ class Meter(Protocol):
 
     def compute(self) -> dict[str, float]:
         """Return name -> figure; "items" is the number of items."""
+        ...
+
+    def answers(self) -> Answers:
+        """Return what was answered to each item, in the order of the split; after `compute`."""
         ...
 
 
@@ -169,17 +176,29 @@ class ClassificationMeter:
         # A NaN must show: the default drops it from the mean.
         self._accuracy = MeanMetric(nan_strategy="disable").to(device)
         self._loss, self._items = MeanMetric(nan_strategy="disable").to(device), SumMetric().to(device)
+        self._seen: list[Tensor] = []  # int32 [2, n]: labels, predictions
         self._count(torch.empty(0, device=device), torch.empty(0, device=device))  # a rank may have no item at all
 
     def update(self, outputs: Tensor, batch: ImageBatch) -> None:
         """Add a batch."""
         losses = F.cross_entropy(outputs.float(), batch.labels, reduction="none")
-        self._count((outputs.argmax(dim=1) == batch.labels).float(), losses)
+        predictions = outputs.argmax(dim=1)
+        self._count((predictions == batch.labels).float(), losses)
+        self._seen.append(torch.stack([batch.labels, predictions]).int())
 
     def compute(self) -> dict[str, float]:
         """Return {"accuracy", "loss", "items"}."""
         accuracy, loss, items = (float(m.compute()) for m in (self._accuracy, self._loss, self._items))
         return {"accuracy": accuracy, "loss": loss, "items": int(items)}
+
+    def answers(self) -> Classified:
+        """Return right classes and predicted ones, over all ranks; rank r of R has seen items r, r + R, …, in order."""
+        mine = torch.cat(self._seen, dim=1).cpu().numpy() if self._seen else np.zeros((2, 0), np.int32)
+        ranks = every_rank(mine)
+        both = np.empty((2, sum(part.shape[1] for part in ranks)), np.int32)
+        for rank, part in enumerate(ranks):
+            both[:, rank :: len(ranks)] = part
+        return Classified(both[0], both[1])
 
     def _count(self, right: Tensor, losses: Tensor) -> None:
         self._accuracy.update(right)

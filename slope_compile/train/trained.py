@@ -17,6 +17,7 @@ from slope_compile.recipe import CompressionSection, Recipe
 from slope_compile.train.loader import batches, in_order
 from slope_compile.train.models import build_model
 from slope_compile.train.tasks import Classification, Task
+from slope_compile.train.validation import Answers
 from slope_compile.train.weights import read_into
 
 CHECKPOINT, CODES, METRICS = "checkpoint.safetensors", "codes.safetensors", "metrics.json"
@@ -91,6 +92,19 @@ def evaluate(
     Raises:
         DataError: If an item cannot be read.
     """
+    return measure(model, dataset, batch, task=task, workers=workers, share=share)[0]
+
+
+def measure(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    batch: int,
+    *,
+    task: Task | None = None,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[dict[str, float], Answers]:
+    """Measure a model as `evaluate` does; return the figures, and the answers to single items that they come from."""
     chosen: Task = task or Classification()
     device = next(model.parameters()).device
     order = in_order(len(dataset), batch, *share)  # type: ignore[arg-type]
@@ -102,7 +116,7 @@ def evaluate(
             items = items.to(device, torch.contiguous_format)
             meter.update(chosen.predict(model, items), items)
     model.train(training)
-    return meter.compute()
+    return meter.compute(), meter.answers()
 
 
 def _class_names(path: Path) -> list[str]:

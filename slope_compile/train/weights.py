@@ -134,7 +134,7 @@ def read_into(
         prefix: Of the file's keys that are meant; the others are left alone.
 
     Raises:
-        ModelError, ArtifactError: `error_type`, if the file does not parse or its keys or shapes differ.
+        ModelError, ArtifactError: `error_type`, if the file does not parse, or its keys, shapes or types differ.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -144,7 +144,10 @@ def read_into(
                 raise error_type(f"{path} does not fit the model: {'; '.join(differences)}.", remedy)
             with torch.no_grad():
                 for name, tensor in state.items():
-                    tensor.copy_(file.get_tensor(prefix + name))
+                    kept = file.get_tensor(prefix + name)
+                    if kept.dtype != tensor.dtype:  # copying would round it, or widen what was rounded
+                        raise error_type(f"{path}: {name} is {kept.dtype}, the model's is {tensor.dtype}.", remedy)
+                    tensor.copy_(kept)
     except (SafetensorError, OSError) as error:
         raise error_type(f"{path} is not a safetensors file that can be read: {error}.", remedy) from None
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onnx import TensorProto
 
 from slope_compile.qdq.activations import StoredQuantizer
-from slope_compile.qdq.tensors import load_model
+from slope_compile.qdq.graph import live_names, scopes
+from slope_compile.qdq.reader import iter_weights
+from slope_compile.qdq.tensors import load_graph
 from slope_compile.qdq.weights import CodedWeight
-from slope_compile.verify.runners import Arrays
+from slope_compile.verify.runners import Arrays, optimized_graph
 from slope_compile.verify.segments import moved_by_jitter
-from slope_compile.verify.tolerance import Tolerance, in_half, tolerance_of, widened
+from slope_compile.verify.tolerance import Tolerance, in_eight_bits, in_half, tolerance_of, widened
 
 _HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+
+
+def live_weights(onnx: Path) -> Iterator[CodedWeight]:
+    """Yield the weights of a file that its outputs depend on: what else it holds must not make it look deeper.
+
+    Weights of local functions have names of their own in each call, and all count.
+
+    Args:
+        onnx: The file.
+    """
+    graph = load_graph(onnx)
+    live, names = live_names(graph), {one.name for one in graph.graph.initializer}
+    for weight in iter_weights(onnx):
+        stored = {weight.name, f"{weight.name}.codes"}
+        if stored & live or not stored & names:
+            yield weight
 
 
 def of_outputs(
@@ -57,15 +75,36 @@ def of_engine(
         feeds: As of `of_outputs`.
         placed: What the engine was built from, which says how much of it is in half precision; None: nothing is.
     """
-    floats = tolerance_of(weights, ten_bits=True)
+    floats = tolerance_of(live_weights(onnx), ten_bits=True)
     precision, tensors = ("fp32", 0) if placed is None or not placed.is_file() else half_tensors(placed)
     floats = floats if precision == "fp32" else in_half(floats, tensors, precision)
     return of_outputs(floats, onnx, weights, quantizers, feeds)
 
 
+def of_default(floats: Tolerance, onnx: Path) -> Tolerance:
+    """Return the tolerance of ONNX Runtime's default optimizations, which may replace products by MatMulNBits.
+
+    Args:
+        floats: That of the file's outputs.
+        onnx: The file. Where it has coded products, ONNX Runtime is asked what it makes of them.
+
+    Raises:
+        NotCheckedError: If it must be asked, and is not installed.
+    """
+    if not any(one.op in ("MatMul", "Gemm") and one.codes is not None for one in live_weights(onnx)):
+        return floats
+    replaced = [
+        scope.integer(node, "block_size", 0)
+        for scope in scopes(optimized_graph(onnx))
+        for node in scope.nodes
+        if node.op_type == "MatMulNBits"
+    ]
+    return in_eight_bits(floats, replaced)
+
+
 def half_tensors(placed: Path) -> tuple[str, int]:
     """Return the precision of a placed file, and how many of its tensors are computed in half precision."""
-    graph = load_model(placed).graph
+    graph = load_graph(placed).graph
     computed = {name for node in graph.node for name in node.output}
     kinds = [
         _HALVES[value.type.tensor_type.elem_type]

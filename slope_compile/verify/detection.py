@@ -14,7 +14,8 @@ from slope_compile.export.detection import paste_masks
 from slope_compile.metric_names import compared
 from slope_compile.train.detection.task import Detection, DetectionBatch, DetectionMeter
 from slope_compile.train.loader import batches, in_order
-from slope_compile.verify.metric import Batch, MetricTask, References
+from slope_compile.train.validation import Answers, Detected
+from slope_compile.verify.metric import NO_RECORD, Batch, MetricTask, References
 from slope_compile.verify.runners import Arrays
 
 
@@ -48,6 +49,10 @@ class DetectionScore:
         """Return `mask_map`, `box_map` and the like."""
         return self._meter.compute()
 
+    def answers(self) -> Detected:
+        """Return how each detection was matched."""
+        return self._meter.answers()
+
 
 def _found(row: Arrays, height: int, width: int) -> dict[str, Tensor]:
     """Return one image's detections as torchvision would: without padding, masks pasted."""
@@ -65,7 +70,12 @@ def _found(row: Arrays, height: int, width: int) -> dict[str, Tensor]:
 
 
 def detection_task(
-    validation: Any, batch: int, budget: float, metric: str, references: Mapping[str, References]
+    validation: Any,
+    batch: int,
+    budget: float,
+    metric: str,
+    references: Mapping[str, References],
+    record: Mapping[str, Answers] | str = NO_RECORD,
 ) -> MetricTask:
     """Return what a detector's metrics are measured on and compared with.
 
@@ -75,6 +85,7 @@ def detection_task(
         budget: Largest allowed relative drop.
         metric: `mask_map` or `box_map`.
         references: Metric -> what training measured.
+        record: What both models answered to each item then; or why that is not known.
     """
     masks = metric == "mask_map"
     task = Detection(masks)
@@ -94,4 +105,5 @@ def detection_task(
         metric=metric,
         score=lambda: DetectionScore(masks),
         others={name: references[name] for name in compared(metric)[1:]},
+        record=record,
     )

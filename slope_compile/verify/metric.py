@@ -1,4 +1,7 @@
-"""`metric`: on the whole validation split the ONNX model is as good as the trained one, and close enough to FP32."""
+"""`metric`: on the whole validation split the ONNX model is as good as the trained one, and close enough to FP32.
+
+It passes by the drops that were measured; how far chance reaches in them is told beside (bootstrap.py).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ import numpy.typing as npt
 
 from slope_compile.errors import ArtifactError, DataError
 from slope_compile.metric_names import words
+from slope_compile.train.validation import Answers, Classified
+from slope_compile.verify.bootstrap import Interval, items_to_tell
+from slope_compile.verify.intervals import Intervals, intervals, measured
 from slope_compile.verify.runners import Arrays, TorchRunner, input_names, output_names, quiet
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason
 
@@ -20,7 +26,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "metric"
+FP32, TRAINED = "FP32", "the trained model"  # whose metrics the ONNX model's are compared with
 FLOAT_SLACK = 1e-9  # a drop of exactly the budget is within it, whatever the division's last bit
+SAME = 1e-6  # figures that agree so far are the same one: training keeps float32
+NO_RECORD = "training kept no answers to single images"
 Batch = tuple[npt.NDArray[np.float32], Any]  # images (n, 3, h, w), and what is right for them, of length n
 
 
@@ -35,12 +44,17 @@ class Score(Protocol):
         """Return metric -> figure over what was added."""
         ...
 
+    def answers(self) -> Answers:
+        """Return what was answered to each item; after `compute`."""
+        ...
+
 
 class Accuracy:
     """Share of images whose largest score, (n, classes), is at the label, (n,)."""
 
     def __init__(self) -> None:
-        self._right = self._seen = 0
+        self._labels: list[npt.NDArray[np.int32]] = []
+        self._predictions: list[npt.NDArray[np.int32]] = []
 
     def update(self, outputs: Arrays, truth: npt.NDArray[np.int64]) -> None:
         """Add a batch.
@@ -55,12 +69,16 @@ class Accuracy:
             )
         if not np.all(np.isfinite(score)):
             raise ArtifactError("The model's output has NaN or infinite values.", "Export it again.")
-        self._right += int(np.count_nonzero(np.argmax(score, axis=1) == truth))
-        self._seen += len(truth)
+        self._labels.append(truth.astype(np.int32))
+        self._predictions.append(np.argmax(score, axis=1).astype(np.int32))
 
     def compute(self) -> Mapping[str, float]:
         """Return {"accuracy"}."""
-        return {"accuracy": self._right / self._seen}
+        return {"accuracy": float(self.answers().right.mean())}
+
+    def answers(self) -> Classified:
+        """Return the classes."""
+        return Classified(np.concatenate(self._labels), np.concatenate(self._predictions))
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,8 @@ class MetricTask:
         metric: Its name in the score.
         score: Makes an empty score.
         others: Further metrics of the score that are judged alike: name -> references.
+        record: What both models answered to each item when training measured them, `fp32` and `compressed`; or why
+            that is not known.
     """
 
     batches: Callable[[], Iterable[Batch]]
@@ -95,6 +115,15 @@ class MetricTask:
     metric: str = "accuracy"
     score: Callable[[], Score] = Accuracy
     others: Mapping[str, References] = field(default_factory=dict)
+    record: Mapping[str, Answers] | str = NO_RECORD
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A model's figures, and the answers to single items that they come from."""
+
+    figures: Mapping[str, float]
+    answers: Answers
 
 
 def check_metric(
@@ -121,14 +150,14 @@ def check_metric(
         onnx, trained = _measure(given, run, model, progress)
     except DataError as error:
         raise NotCheckedError(f"the validation data cannot be read: {reason(error)}") from None
-    compressed = given.compressed if given.compressed is not None else trained
-    return _judge(onnx, {given.metric: References(given.fp32, compressed), **given.others}, given)
+    compressed = given.compressed if trained is None else trained.figures[given.metric]
+    return _judge(onnx, trained, {given.metric: References(given.fp32, compressed), **given.others}, given)
 
 
 def _measure(
     task: MetricTask, session: ort.InferenceSession, model: Once[nn.Module] | None, progress: Callable[[float], None]
-) -> tuple[Mapping[str, float], float | None]:
-    """Return the ONNX model's figures and, where training left none, the trained one's accuracy; batch by batch."""
+) -> tuple[_Measured, _Measured | None]:
+    """Measure the ONNX model and, where training left no accuracy of it, the trained one; batch by batch."""
     (name,), names = input_names(session), output_names(session)
     onnx, trained, seen, runner = task.score(), task.score(), 0, None
     with ExitStack() as stack:
@@ -143,45 +172,104 @@ def _measure(
             progress(seen / task.items)
     if seen != task.items:
         raise DataError(f"The validation split gave {seen} of {task.items} items.", "Check the data set.")
-    return onnx.compute(), trained.compute()[task.metric] if runner is not None else None
+    both = [_Measured(score.compute(), score.answers()) for score in ([onnx, trained] if runner else [onnx])]
+    return both[0], both[1] if runner else None
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One metric: the ONNX model's value, its references by whose they are, the relative drops."""
+    """One metric: the ONNX model's value, its references by whose they are, the relative drops and their intervals."""
 
     metric: str
     onnx: float
     references: Mapping[str, float]
+    chance: Intervals
+    budget: float
+    items: int
 
     @property
     def drops(self) -> dict[str, float]:
         return {whose: _drop(value, self.onnx) for whose, value in self.references.items()}
 
+    @property
+    def over(self) -> dict[str, float]:
+        """Drops beyond the budget; one that is NaN is."""
+        return {whose: drop for whose, drop in self.drops.items() if not self.within(drop)}
+
+    def within(self, value: float) -> bool:
+        return value <= self.budget + FLOAT_SLACK
+
+    def open(self, whose: str) -> bool:
+        """Whether chance alone could have put the drop on its side of the budget."""
+        interval = self.chance.drops[whose]
+        return self.within(interval.low) and not self.within(interval.high)
+
+    @property
+    def certain(self) -> bool | None:
+        """Whether other images of this kind would give the same verdict; None: it is not known."""
+        if not self.chance.drops:
+            return None
+        sure = [not self.open(whose) for whose in self.chance.drops]
+        over = [whose for whose in self.over if whose in self.chance.drops and not self.open(whose)]
+        return bool(over) or (all(sure) and not self.over and len(sure) == len(self.references))
+
     def figures(self) -> dict[str, Any]:
         drops = {whose: round(drop, 6) + 0.0 for whose, drop in self.drops.items()}
-        return {
-            "fp32": self.references.get("FP32"),
-            "compressed": self.references.get("the trained model"),
+        found = {
+            "fp32": self.references.get(FP32),
+            "compressed": self.references.get(TRAINED),
             "onnx": round(self.onnx, 6),
-            "drop": drops.get("FP32"),
-            "drop_from_compressed": drops.get("the trained model"),
+            "drop": drops.get(FP32),
+            "drop_from_compressed": drops.get(TRAINED),
+            "interval": _ends(self.chance.drops.get(FP32)),
+            "interval_from_compressed": _ends(self.chance.drops.get(TRAINED)),
+            "accuracy_interval": _ends(self.chance.own),
+            "resamples": self.chance.own.resamples,
+            "certain": self.certain,
         }
+        return {**found, "interval_reason": self.chance.missing} if self.chance.missing else found
 
     def against(self) -> str:
         return ", ".join(f"{whose} {value:.4f}" for whose, value in self.references.items())
 
+    def reach(self, name: str) -> str:
+        """Say how far chance reaches: the interval of one drop, and whether so many images can tell.
 
-def _judge(onnx: Mapping[str, float], references: Mapping[str, References], task: MetricTask) -> Check:
-    rows = []
-    for metric, known in references.items():
-        named = {"FP32": known.fp32, "the trained model": known.compressed}
-        rows.append(_Row(metric, onnx[metric], {whose: value for whose, value in named.items() if value is not None}))
+        Args:
+            name: Of the metric, where there are several.
+        """
+        if not self.chance.drops:
+            return f"no interval: {self.chance.missing}"
+        unsure = [whose for whose in self.chance.drops if self.open(whose)]
+        whose = (unsure or list(self.chance.drops))[0]
+        interval = self.chance.drops[whose]
+        said = f"95 % interval of the drop{name} from {whose} {interval.low:.2%} to {interval.high:.2%}"
+        if not unsure:
+            return said
+        needed = items_to_tell(self.drops[whose], interval, self.budget, self.items)
+        would = f", about {needed} would" if needed else ""
+        return f"{said}: {self.items} images cannot tell on which side of {self.budget:.2%} it is{would}"
+
+
+def _judge(onnx: _Measured, trained: _Measured | None, references: Mapping[str, References], task: MetricTask) -> Check:
+    known, missing = _known(onnx, trained, references, task)
+    rows: list[_Row] = []
+    for metric, values in references.items():
+        named = {FP32: values.fp32, TRAINED: values.compressed}
+        compared = {whose: value for whose, value in named.items() if value is not None}
+        if not rows and not compared:
+            raise NotCheckedError(
+                f"there is no {words(metric)} to compare with, neither FP32's nor the trained model's"
+            )
+        answered = {whose: answers for whose, answers in known.items() if whose in compared}
+        lacking = missing if len(answered) < len(compared) else ""
+        chance = intervals(metric, onnx.answers, answered, lacking)
+        rows.append(_Row(metric, onnx.figures[metric], compared, chance, task.budget, task.items))
+    return _verdict(rows, task)
+
+
+def _verdict(rows: list[_Row], task: MetricTask) -> Check:
     first = rows[0]
-    if not first.references:
-        raise NotCheckedError(
-            f"there is no {words(first.metric)} to compare with, neither FP32's nor the trained model's"
-        )
     figures = {**first.figures(), "budget": task.budget, "items": task.items}
     if task.metric != "accuracy":
         figures |= {"metric": task.metric, **{row.metric: row.figures() for row in rows[1:]}}
@@ -189,14 +277,58 @@ def _judge(onnx: Mapping[str, float], references: Mapping[str, References], task
         f"{words(row.metric)} {row.onnx:.4f} is {drop:.2%} below {whose} ({row.references[whose]:.4f}); "
         f"allowed {task.budget:.2%}"
         for row in rows
-        for whose, drop in row.drops.items()
-        if not drop <= task.budget + FLOAT_SLACK  # also where a figure is NaN
+        for whose, drop in row.over.items()
     ]
+    reach = "; ".join(dict.fromkeys(row.reach(f" of {words(row.metric)}" if len(rows) > 1 else "") for row in rows))
     if over:
-        return Check(NAME, "fail", listed(over), figures)
+        return Check(NAME, "fail", f"{listed(over)}; {reach}", figures)
     others = "".join(f", {words(row.metric)} {row.onnx:.4f} ({row.against()})" for row in rows[1:])
     found = f"{words(first.metric)} {first.onnx:.4f} on {task.items} images ({first.against()}){others}"
-    return Check(NAME, "pass", f"{found}, drop within {task.budget:.2%}", figures)
+    return Check(NAME, "pass", f"{found}, drop within {task.budget:.2%}; {reach}", figures)
+
+
+def _known(
+    onnx: _Measured, trained: _Measured | None, references: Mapping[str, References], task: MetricTask
+) -> tuple[dict[str, Answers], str]:
+    """Return whose answers to single items are known, and why others' are not.
+
+    Raises:
+        ArtifactError: If a figure is not what the recorded answers give.
+        NotCheckedError: If the items are not those that training measured the models on.
+    """
+    found = {} if trained is None else {TRAINED: trained.answers}
+    if isinstance(task.record, str):
+        return found, task.record
+    for whose, model in ((FP32, "fp32"), (TRAINED, "compressed")):
+        answers = task.record[model]
+        if answers.answers().keys() != onnx.answers.answers().keys():
+            return found, "the recorded answers are of another kind of task"
+        for metric, values in references.items():
+            value, told = getattr(values, model), measured(metric, answers)
+            if value is not None and abs(value - told) > SAME:
+                raise ArtifactError(  # training wrote both: one of them was edited since
+                    f"{words(metric)} of {whose} is {value:.4f}, and {told:.4f} by its recorded answers.",
+                    "Make them anew with `slope-compile train`.",
+                )
+        if other := _other_items(answers, onnx.answers):
+            raise NotCheckedError(f"the validation split is not the one that training measured: {other}")
+        found.setdefault(whose, answers)
+    return found, ""
+
+
+def _other_items(recorded: Answers, here: Answers) -> str:
+    """Say how the items of two measurements differ, by what is right for them; empty: they do not."""
+    if recorded.items != here.items:
+        return f"{here.items} images, {recorded.items} then"
+    then, now = recorded.truth(), here.truth()
+    if isinstance(recorded, Classified):
+        unlike = int(np.count_nonzero(then["truth.labels"] != now["truth.labels"]))
+        return f"the labels of {unlike} of {here.items} images differ" if unlike else ""
+    return "" if all(np.array_equal(then[name], now[name]) for name in then) else "it holds other objects"
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [round(interval.low, 6) + 0.0, round(interval.high, 6) + 0.0]
 
 
 def _drop(reference: float, found: float) -> float:

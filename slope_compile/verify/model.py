@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from slope_compile.codes_file import load_codes
+from slope_compile.codes_file import StoredCodes
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.events import Events
 from slope_compile.qdq.activations import stored_quantizers
-from slope_compile.qdq.reader import coded_weights
-from slope_compile.verify.allowed import of_engine, of_outputs
+from slope_compile.qdq.reader import coded_weights, iter_weights
+from slope_compile.verify.agreement import check_agreement
+from slope_compile.verify.allowed import live_weights, of_default, of_engine, of_outputs
+from slope_compile.verify.chain import ENGINE, ONNX, Chain
 from slope_compile.verify.digests import Digests, check_digests
 from slope_compile.verify.engine import EngineUnderTest, check_engine
-from slope_compile.verify.golden import read_golden
+from slope_compile.verify.hops import check_default, check_folded, check_onnx
+from slope_compile.verify.laws import Artifacts
+from slope_compile.verify.layerwise import Layerwise
 from slope_compile.verify.metric import MetricTask, check_metric
-from slope_compile.verify.parity import check_default, check_onnx, named
 from slope_compile.verify.placed import check_placed
-from slope_compile.verify.runners import Arrays, default_session, random_feed, reference_session
+from slope_compile.verify.repeatable import check_repeatable
+from slope_compile.verify.runners import Arrays
+from slope_compile.verify.saved import save_chain
 from slope_compile.verify.steps import step_problems
 from slope_compile.verify.tolerance import Tolerance, tolerance_of
-from slope_compile.verify.verdict import Check, Once, T, Verdict, attempt
-from slope_compile.verify.weights import check_codes, check_pattern
+from slope_compile.verify.verdict import Check, NotCheckedError, Once, T, Verdict, attempt
+from slope_compile.verify.weights import Declared, check_codes, check_pattern
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +40,7 @@ def verify_model(
     onnx: Path,
     *,
     codes: Path | Mapping[str, CodedTensor] | None = None,
+    declared: Callable[[], Mapping[str, Declared]] | None = None,
     model: Model | None = None,
     golden: Path | None = None,
     samples: Sequence[Arrays] | None = None,
@@ -42,6 +49,8 @@ def verify_model(
     metric: MetricTask | Callable[[], MetricTask] | None = None,
     digests: Digests | None = None,
     allowed: Tolerance | None = None,
+    engine_layers: Callable[[], Check] | None = None,
+    out: Path | None = None,
     events: Events | None = None,
 ) -> Verdict:
     """Run every check, in order, whatever the earlier ones found.
@@ -52,6 +61,7 @@ def verify_model(
     Args:
         onnx: The ONNX file; external data beside it.
         codes: The checkpoint's coded tensors, or their file.
+        declared: Gives the bits and pattern of each weight where there are no coded tensors.
         model: The trained model with its parametrizations, or what loads it. Its mode is left as it was.
         golden: Inputs and outputs kept by export.
         samples: Further inputs for parity: ONNX input name -> array, batch first. None: random ones of the file's own
@@ -61,54 +71,88 @@ def verify_model(
         metric: The validation split and the accuracies to compare with, or what prepares them.
         digests: How the files compare with their manifest.
         allowed: How far the engine's outputs may be off; None: derived here.
+        engine_layers: `engine.layers`: what the engine holds against what was placed; None: nothing was built.
+        out: Where the runs of the chain, the layers' errors and reproducers are written; None: nowhere.
         events: Told how far the verification is.
+
+    Raises:
+        StorageError: If `out` cannot be written.
     """
     told = events or Events()
-    session = Once(lambda: reference_session(onnx))
+    trained = None if model is None else _once(model, cast(Any, model), not hasattr(model, "named_modules"))
+    chain = Chain(onnx, trained, golden, samples)
     weights = Once(lambda: coded_weights(onnx))
     quantizers = Once(lambda: stored_quantizers(onnx))
-    tolerance = Once(lambda: of_outputs(tolerance_of(weights()), onnx, weights(), quantizers(), feeds()))
-    engine_tolerance = Once(lambda: allowed or of_engine(onnx, weights(), quantizers(), feeds(), placed))
+    floats = Once(lambda: tolerance_of(live_weights(onnx)))
+    tolerance = Once(lambda: of_outputs(floats(), onnx, weights(), quantizers(), jittered()))
+    default_tolerance = Once(lambda: of_default(tolerance(), onnx))
+    engine_tolerance = Once(lambda: allowed or of_engine(onnx, weights(), quantizers(), jittered(), placed))
     expected = (
         None
         if codes is None
-        else _once(codes, cast(Any, lambda: load_codes(cast(Path, codes))), isinstance(codes, Path))
+        else _once(codes, cast(Any, lambda: StoredCodes(cast(Path, codes))), isinstance(codes, Path))
     )
-    trained = None if model is None else _once(model, cast(Any, model), not hasattr(model, "named_modules"))
-    kept = None if golden is None else Once(lambda: named(read_golden(golden), onnx))
+    files = Artifacts.of(onnx, placed, codes)
     task = None if metric is None else _once(metric, cast(Any, metric), not isinstance(metric, MetricTask))
 
-    def further() -> Sequence[Arrays]:
-        if samples is None:
-            return [] if kept is not None or trained is None else [random_feed(session())]
-        return samples
-
-    def feeds() -> list[Arrays]:
-        return [*([kept().inputs] if kept is not None else []), *further()]
+    def jittered() -> list[Arrays]:
+        return chain.given_inputs() if quantizers() else []
 
     def steps(model: nn.Module, inputs: Sequence[Arrays], figures: dict[str, Any]) -> list[str] | None:
-        return step_problems(onnx, model, session(), inputs, tolerance_of(weights()), figures)
+        return step_problems(onnx, model, chain.session(), inputs, floats(), figures)
+
+    def end_to_end() -> Tolerance:
+        last = engine_tolerance if ENGINE in chain.ran else default_tolerance
+        return _together(tolerance(), tolerance(), last())
 
     def share(done: float) -> None:
         told.progress("verify", len(checks) + done, len(checks_by_name), "metric")
 
     checks_by_name: dict[str, Callable[[], Check]] = {
         "digest": lambda: check_digests(digests),
-        "pattern": lambda: check_pattern(weights, expected),
-        "codes": lambda: check_codes(weights, expected, trained, quantizers),
-        "parity.onnx": lambda: check_onnx(session, tolerance, trained, kept, further, steps),
-        "parity.onnx-default": lambda: check_default(session, lambda: default_session(onnx), feeds()),
-        "parity.placed": lambda: check_placed(placed, onnx, session, weights, quantizers, feeds),
-        "parity.engine": lambda: check_engine(engine, onnx, session, engine_tolerance, feeds, kept),
-        "metric": lambda: check_metric(task, session, trained, share),
+        "pattern": lambda: check_pattern(
+            lambda: iter_weights(onnx), expected, None if declared is None else Once(declared), files
+        ),
+        "codes": lambda: check_codes(lambda: iter_weights(onnx), expected, trained, quantizers),
+        "repeatable": lambda: check_repeatable(chain, tolerance, floats),
+        "parity.folded": lambda: check_folded(chain, tolerance),
+        "parity.onnx": lambda: check_onnx(chain, tolerance, steps),
+        "parity.onnx-default": lambda: check_default(chain, default_tolerance),
+        "parity.placed": lambda: check_placed(placed, chain, weights, quantizers),
+        "parity.engine": lambda: _engine(engine, chain, engine_tolerance),
+        "engine.layers": engine_layers or _nothing_built,
+        "agreement": lambda: check_agreement(chain, end_to_end),
+        "metric": lambda: check_metric(task, chain.session, trained, share),
     }
+    layerwise = Layerwise(chain, placed, floats, out)
     checks: list[Check] = []
     for name, step in checks_by_name.items():
         told.progress("verify", len(checks), len(checks_by_name), name)
-        checks.append(attempt(name, step))
+        checks.append(layerwise.after(attempt(name, step)))
         told.emit("check", name=name, status=checks[-1].status, detail=checks[-1].detail)
+    if out is not None:
+        save_chain(chain, out)
+        layerwise.write()
     told.progress("verify", len(checks_by_name), len(checks_by_name))
     return Verdict(tuple(checks))
+
+
+def _engine(engine: EngineUnderTest | None, chain: Chain, tolerance: Once[Tolerance]) -> Check:
+    def feeds() -> list[Arrays]:
+        chain.require_steady(ONNX)
+        return chain.feeds()
+
+    keep = partial(chain.keep, ENGINE)
+    return check_engine(engine, chain.onnx, chain.session, tolerance, feeds, chain.golden, keep)
+
+
+def _nothing_built() -> Check:
+    raise NotCheckedError("nothing was built")
+
+
+def _together(*hops: Tolerance) -> Tolerance:
+    """Return how far hops may move the outputs, one after the other."""
+    return Tolerance(sum(one.relative for one in hops), "; then ".join(one.derivation for one in hops))
 
 
 def _once(given: Any, load: Callable[[], T], must_load: bool) -> Once[T]:

@@ -1,35 +1,28 @@
-"""Parity: the trained model, ONNX Runtime and the engine give the same outputs, as far as their arithmetic allows."""
+"""Outputs compared with outputs, through Polygraphy's Comparator: how far apart, and whether that is allowed."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from onnx import TensorProto, ValueInfoProto
+from onnx.helper import np_dtype_to_tensor_dtype
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 
 from slope_compile.errors import ArtifactError
-from slope_compile.qdq.tensors import load_model
+from slope_compile.qdq.tensors import load_graph
 from slope_compile.verify.detections import Detections, are_detections, match
-from slope_compile.verify.golden import Golden
-from slope_compile.verify.runners import (
-    Array,
-    Arrays,
-    TorchRunner,
-    infer,
-    infer_onnx,
-    interface,
-    quiet,
-)
+from slope_compile.verify.golden import Golden, require_own, require_shapes
+from slope_compile.verify.runners import Array, Arrays, interface, quiet
 from slope_compile.verify.tolerance import Tolerance
-from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason, significant
+from slope_compile.verify.verdict import NotCheckedError, significant
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
-    from torch import nn
+NOTHING_DETECTED = "nothing is detected in any sample: there is nothing to compare"
 
 
 @dataclass(frozen=True)
@@ -60,14 +53,17 @@ class Difference:
     top1: float | None
     detections: Detections | None = None
 
-    def figures(self) -> dict[str, Any]:
-        """Return the measured numbers, rounded."""
+    def figures(self, judged: bool = True) -> dict[str, Any]:
+        """Return the measured numbers, rounded; what would be allowed, only where it is judged."""
+        counts = {} if self.detections is None else self.detections.figures()
+        if not judged:
+            counts.pop("off_allowed", None)
         return {
             "max_abs": significant(self.max_abs),
             "relative": significant(self.relative),
             "cosine": significant(self.cosine, 6),
             "top1_agreement": None if self.top1 is None else round(self.top1, 6),
-            **({} if self.detections is None else self.detections.figures()),
+            **counts,
         }
 
     def told(self, allowed: Tolerance) -> str:
@@ -109,65 +105,12 @@ def _of_detections(found: Detections, scale: Mapping[str, float]) -> Difference:
     return Difference(found.within, max(apart.values()), relative, _cosine([expected], [tested]), None, found)
 
 
-def check_onnx(
-    session: Once[ort.InferenceSession],
-    tolerance: Once[Tolerance],
-    model: Once[nn.Module] | None,
-    golden: Once[Pair] | None,
-    samples: Callable[[], Sequence[Arrays]],
-    steps: Callable[[nn.Module, Sequence[Arrays], dict[str, Any]], list[str] | None] | None = None,
-) -> Check:
-    """`parity.onnx`: the trained torch model, its golden outputs and ONNX Runtime without optimizations agree.
+def told_only(reference: Sequence[Arrays]) -> Tolerance:
+    """Return the tolerance with which a difference is measured and not judged.
 
-    Where the model cannot be had, the golden outputs are the reference; where it can, they must also be its own.
-
-    Args:
-        session: The ONNX file in ONNX Runtime, optimizations disabled.
-        tolerance: What float32 allows.
-        model: The trained model.
-        golden: Inputs and the outputs which the trained model had for them at export.
-        samples: Gives further inputs, one mapping a feed.
-        steps: Compares a file with quantized activations segment by segment; returns what is wrong and adds to the
-            figures, or None where nothing is quantized. What it finds counts, and the outputs are then told only.
+    Of detections those are then off that have no partner, however far apart the others are.
     """
-    if model is None and golden is None:
-        raise NotCheckedError("neither the trained model nor golden outputs were given")
-    problems: list[str] = []
-    known = _load(golden, problems)
-    torch_model, why_not = _load_model(model, problems)
-    feeds = [*([known.inputs] if known else []), *(samples() if torch_model is not None else [])]
-    if not feeds:
-        if problems:
-            return Check("parity.onnx", "fail", listed(problems))
-        raise NotCheckedError(why_not or "no inputs were given")
-    run, allowed = session(), tolerance()
-    if torch_model is None and not problems:
-        require_telling(allowed)
-    count = sum(_batch(feed) for feed in feeds)
-    figures = {"samples": count, "tolerance": significant(allowed.relative), "derivation": allowed.derivation}
-    reference, whose, note = [known.outputs] if known else [], "the golden outputs", f"; torch was not run: {why_not}"
-    if torch_model is not None:
-        reference, whose, note = infer(TorchRunner(torch_model, run), feeds), "the trained model", ""
-        if known is not None:
-            what = "the golden outputs are not the trained model's"
-            problems += _differences([known.outputs], reference[:1], allowed, what, figures, "golden_")
-    tested = infer_onnx(run, feeds, "onnxruntime")
-    segments = steps(torch_model, feeds, figures) if torch_model is not None and steps is not None else None
-    judged = allowed if segments is None else None
-    problems += _differences(reference, tested, judged, f"ONNX Runtime against {whose}", figures)
-    problems += segments or []
-    within = f"{count} samples within {figures.get('relative')} of {whose}, allowed {figures['tolerance']}"
-    if segments is not None:
-        within = (
-            f"{figures['quantizers']} quantizers and the outputs are the trained ones segment by segment, within "
-            f"{figures['segment_relative']} of an allowed {figures['segment_tolerance']}; from end to end {count} "
-            f"samples are within {figures.get('relative')} (told, not judged)"
-        )
-    elif "detections" in figures:
-        within += f"; {figures['off']} of {figures['detections']} detections apart, allowed {figures['off_allowed']}"
-        if not figures["detections"] and not problems:
-            raise NotCheckedError(f"nothing is detected in {count} samples: there is nothing to compare")
-    return Check("parity.onnx", "fail" if problems else "pass", listed(problems) or within + note, figures)
+    return Tolerance(math.inf if are_detections(list(reference[0])) else 0.0, "told only")
 
 
 def require_telling(allowed: Tolerance) -> None:
@@ -182,29 +125,26 @@ def require_telling(allowed: Tolerance) -> None:
         )
 
 
-def check_default(
-    reference: Once[ort.InferenceSession], default: Callable[[], ort.InferenceSession], feeds: Sequence[Arrays]
-) -> Check:
-    """`parity.onnx-default`: what ONNX Runtime's default optimizations change, against the run without them.
+def require_found(found: Difference) -> None:
+    """Raise where a detector found nothing, so that there was nothing to compare.
 
-    They may replace INT4 products by 8-bit arithmetic, so how far they move the outputs is reported, not judged; only
-    an output that is NaN, infinite or of another shape fails.
+    Raises:
+        NotCheckedError: If so.
     """
-    if not feeds:
-        raise NotCheckedError("no inputs were given")
-    expected = infer_onnx(reference(), feeds, "optimizations off")
-    found = compare(expected, infer_onnx(default(), feeds, "default optimizations"), Tolerance(0.0, "reported only"))
-    moved = f"default optimizations move outputs by {found.relative:.1e} of the largest (reported, not judged)"
-    return Check("parity.onnx-default", "pass", moved, found.figures())
+    if found.within and found.detections is not None and not found.detections.count:
+        raise NotCheckedError(NOTHING_DETECTED)
 
 
 def named(golden: Golden, onnx: Path) -> Pair:
     """Give golden arrays the names of the ONNX model's one input and its outputs, in the model's order.
 
     Raises:
-        ArtifactError: If the model cannot be read, has several inputs, or other outputs.
+        ArtifactError: If the model cannot be read, has several inputs, other outputs, or other axes or
+            type of its input.
     """
-    inputs, outputs = interface(load_model(onnx).graph)
+    require_own(golden, onnx)
+    graph = load_graph(onnx).graph
+    inputs, outputs = interface(graph)
     kept = dict(golden.outputs)
     if list(kept) == [""] and len(outputs) == 1:
         kept = {outputs[0]: kept[""]}
@@ -214,32 +154,26 @@ def named(golden: Golden, onnx: Path) -> Pair:
         raise ArtifactError(
             f"The ONNX model has {many}; golden samples are of one input and {theirs}.", "Export it again."
         )
+    _require_fitting(golden.inputs, next(value for value in graph.input if value.name == inputs[0]))
+    require_shapes(graph, kept)
     return Pair({inputs[0]: golden.inputs}, {name: kept[name] for name in outputs})
 
 
-def _load(golden: Once[Pair] | None, problems: list[str]) -> Pair | None:
-    """Return the golden inputs and outputs; a damaged file is a problem, and the rest is still compared."""
-    try:
-        return None if golden is None else golden()
-    except Exception as error:
-        problems.append(reason(error))
-        return None
+def _require_fitting(inputs: Array, declared: ValueInfoProto) -> None:
+    """Raise unless the model takes such inputs: Polygraphy would turn and cast them until it does."""
+    kind = declared.type.tensor_type
+    wanted = [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim]
+    fits = len(wanted) == inputs.ndim and all(b in (None, a) for a, b in zip(inputs.shape[1:], wanted[1:], strict=True))
+    if (kind.HasField("shape") and not fits) or np_dtype_to_tensor_dtype(inputs.dtype) != kind.elem_type:
+        axes = [axis.dim_param or axis.dim_value for axis in kind.shape.dim]
+        raise ArtifactError(
+            f"Golden inputs are {inputs.dtype} {list(inputs.shape)}; the model's '{declared.name}' is "
+            f"{TensorProto.DataType.Name(kind.elem_type)} {axes}.",
+            "Export it again.",
+        )
 
 
-def _load_model(model: Once[nn.Module] | None, problems: list[str]) -> tuple[nn.Module | None, str]:
-    """Return the model, or None and why; a model that cannot be had here is a reason, a damaged one a problem."""
-    if model is None:
-        return None, "it was not given"
-    try:
-        return model(), ""
-    except NotCheckedError as error:
-        return None, str(error)
-    except Exception as error:
-        problems.append(reason(error))
-        return None, reason(error)
-
-
-def _differences(
+def differences(
     reference: Sequence[Arrays],
     tested: Sequence[Arrays],
     allowed: Tolerance | None,
@@ -252,10 +186,11 @@ def _differences(
     Without `allowed` any finite outputs of the same shapes do.
     """
     try:
-        found = compare(reference, tested, allowed or Tolerance(0.0, "told only"))
+        found = compare(reference, tested, allowed or told_only(reference))
     except ValueError as error:
         return [f"{what}: {error}"]
-    figures |= {f"{prefix}{name}": value for name, value in found.figures().items()}
+    measured = found.figures(judged=allowed is not None)
+    figures |= {f"{prefix}{name}": value for name, value in measured.items()}
     if allowed is None or found.within:
         return []
     return [f"{what}: {found.told(allowed)}"]
@@ -279,10 +214,6 @@ def _doubles(feed: Arrays) -> OrderedDict[str, Array]:
 
 def _largest(array: Array) -> float:
     return float(np.max(np.abs(array), initial=0.0))
-
-
-def _batch(feed: Mapping[str, Array]) -> int:
-    return int(next(iter(feed.values())).shape[0])
 
 
 def _cosine(reference: Sequence[Arrays], tested: Sequence[Arrays]) -> float:

@@ -8,7 +8,7 @@ exported one makes, so that no turned integer sets off others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,17 @@ from onnx import TensorProto, helper
 from slope_compile.placement.rounding import exact_values, rounded
 from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
 from slope_compile.qdq.reader import coded_weights
-from slope_compile.qdq.tensors import load_model
+from slope_compile.qdq.tensors import load_graph, load_model
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.verify.allowed import half_tensors, of_outputs
+from slope_compile.verify.chain import ONNX, PLACED, Chain
+from slope_compile.verify.constants import placed_problems
 from slope_compile.verify.detections import FLOAT_SHARE
 from slope_compile.verify.engine import split
-from slope_compile.verify.parity import Difference, compare, require_telling
-from slope_compile.verify.runners import Arrays, infer_onnx, load_session, output_names, reference_session
+from slope_compile.verify.parity import Difference, compare, require_found, require_telling
+from slope_compile.verify.runners import Arrays, infer_onnx, interface, load_session, output_names, reference_session
 from slope_compile.verify.segments import behind_choices, cut_session, made
-from slope_compile.verify.steps import CHUNK, Quantized, StepDifference
+from slope_compile.verify.steps import CHUNK, Quantized, StepDifference, step_figures
 from slope_compile.verify.tolerance import Tolerance, in_half, tolerance_of
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, significant
 
@@ -38,21 +40,17 @@ NAME = "parity.placed"
 
 def check_placed(
     placed: Path | None,
-    onnx: Path,
-    session: Once[ort.InferenceSession],
+    chain: Chain,
     weights: Once[list[CodedWeight]],
     quantizers: Once[list[StoredQuantizer]],
-    feeds: Callable[[], Sequence[Arrays]],
 ) -> Check:
     """Compare the placed file with the exported one.
 
     Args:
         placed: What the engine was built from, if anything was built.
-        onnx: The exported file.
-        session: That file in ONNX Runtime, optimizations disabled.
-        weights: Its weights.
+        chain: The places; the exported file is one.
+        weights: The exported file's weights.
         quantizers: Its quantizers of activations.
-        feeds: Gives the inputs, one mapping a feed.
     """
     if placed is None:
         raise NotCheckedError("nothing was built")
@@ -60,31 +58,41 @@ def check_placed(
         return Check(NAME, "fail", f"{placed.name} is missing")
     problems = [*_weight_problems(weights(), coded_weights(placed))]
     problems += _quantizer_problems(quantizers(), stored_quantizers(placed))
+    taken = [interface(load_model(path).graph)[0] for path in (chain.onnx, placed)]
+    if taken[0] != taken[1]:  # Polygraphy would feed them by their order
+        problems.append(f"{placed.name} takes {', '.join(taken[1])}, the exported file {', '.join(taken[0])}")
     figures: dict[str, Any] = {"weights": len(weights()), "quantizers": len(quantizers())}
     if problems:
         return Check(NAME, "fail", listed(problems), figures)
     precision, tensors = half_tensors(placed)
     same = f"{len(weights())} weights of {placed.name} and {len(quantizers())} quantizers are the exported ones"
-    if precision == "bf16":
-        raise NotCheckedError(f"{same}; its outputs were not compared: ONNX Runtime's CPU computes in no BFLOAT16")
-    inputs = feeds()
-    if not inputs:
-        raise NotCheckedError(f"{same}; its outputs were not compared: no inputs were given")
+    changed = list(placed_problems(chain.onnx, placed))
+    inputs = chain.feeds()
+    if precision == "bf16" or not inputs:
+        if changed:
+            return Check(NAME, "fail", listed(changed), figures)
+        why = "ONNX Runtime's CPU computes in no BFLOAT16" if inputs else "no inputs were given"
+        raise NotCheckedError(f"{same}; its outputs were not compared: {why}")
     allowed = tolerance_of(weights())
     if precision != "fp32":
         allowed = in_half(allowed, tensors, precision)
     figures |= {"precision": precision, "half_tensors": tensors}
     if quantizers() and all(one.zero_point == 0 and one.high <= 127 for one in quantizers()):
-        found, problems = _segments(onnx, placed, quantizers(), inputs, allowed, figures)
+        chain.require_steady(ONNX)
+        found, problems = _segments(chain.onnx, placed, quantizers(), inputs, allowed, figures)
     else:
-        allowed = of_outputs(allowed, onnx, weights(), quantizers(), inputs)
+        allowed = of_outputs(allowed, chain.onnx, weights(), quantizers(), inputs)
         require_telling(allowed)
-        found = compare(
-            infer_onnx(session(), inputs, "exported"), infer_onnx(reference_session(placed), inputs, "placed"), allowed
-        )
+        expected = chain.run(ONNX)
+        answer = infer_onnx(reference_session(placed), inputs, PLACED)
+        chain.keep(PLACED, answer)
+        found = compare(expected, answer, allowed)
     figures |= {"tolerance": significant(allowed.relative), "derivation": allowed.derivation, **found.figures()}
     if not found.within:
         problems.append(f"{placed.name} {found.told(allowed)}")
+    problems += changed
+    if not problems:
+        require_found(found)
     detail = f"{same}; outputs in {precision} within {found.relative:.1e}, allowed {allowed.relative:.1e}"
     return Check(NAME, "fail" if problems else "pass", listed(problems) or detail, figures)
 
@@ -141,7 +149,7 @@ def _segments(
     """
     probed, read = _probed_session(onnx, quantizers)
     cut = cut_session(placed, [one.output for one in quantizers])
-    chosen = behind_choices(load_model(placed), [one.output for one in quantizers])
+    chosen = behind_choices(load_graph(placed), [one.output for one in quantizers])
     names = output_names(reference_session(onnx))
     found = {
         one.output: StepDifference(one.name, share=FLOAT_SHARE if one.output in chosen else 0.0) for one in quantizers
@@ -155,14 +163,8 @@ def _segments(
         for one in quantizers:
             call = Quantized(before[read[one.output]], before[one.output])
             found[one.output].add(call, answer[made(one.output)], one, allowed)
-    elements = sum(one.elements for one in found.values())
-    figures["step_share"] = significant(sum(one.different for one in found.values()) / max(elements, 1))
-    problems = [
-        f"{one.name}: {one.outside} of {one.elements} integers are no rounding of the exported file's, off by up to "
-        f"{one.levels:.2g} levels"
-        for one in found.values()
-        if not one.within
-    ]
+    figures |= step_figures(list(found.values()))
+    problems = [one.told("the exported file's") for one in found.values() if not one.within]
     return compare(reference, tested, allowed), problems
 
 

@@ -12,18 +12,27 @@ from slope_compile.errors import ArtifactError, DataError, ModelError
 from slope_compile.events import Events
 from slope_compile.metric_names import compared, words
 from slope_compile.recipe import Recipe
-from slope_compile.verify.digests import Digests
-from slope_compile.verify.engine import EngineUnderTest
+from slope_compile.train.validation import FILE as RECORD
+from slope_compile.train.validation import Answers, load_record
+from slope_compile.verify.asked import Asked
+from slope_compile.verify.baseline import check_baseline
+from slope_compile.verify.compared import Compared
+from slope_compile.verify.digests import digests_of
+from slope_compile.verify.engine import EngineUnderTest, engine_under_test
+from slope_compile.verify.engine_layers import check_engine_layers
 from slope_compile.verify.files import write_verdict
-from slope_compile.verify.metric import Batch, MetricTask, References
+from slope_compile.verify.metric import NO_RECORD, Batch, MetricTask, References
 from slope_compile.verify.model import verify_model
-from slope_compile.verify.verdict import NotCheckedError, Verdict
+from slope_compile.verify.require import parse_required
+from slope_compile.verify.verdict import Check, NotCheckedError, Verdict, reason
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def verify_run(recipe: Recipe, folder: RunFolder, target: str, out: Path, events: Events) -> Verdict:
+def verify_run(
+    recipe: Recipe, folder: RunFolder, target: str, out: Path, events: Events, asked: Asked | None = None
+) -> Verdict:
     """Verify what a run exported and built for a target; writes `verify.json` and `junit.xml`.
 
     Files that are not what the manifest says fail the `digest` check, and are examined all the same.
@@ -34,29 +43,51 @@ def verify_run(recipe: Recipe, folder: RunFolder, target: str, out: Path, events
         target: For which target the engine was built.
         out: Where to write.
         events: Who is told.
+        asked: A baseline to compare with, and whether an engine that no manifest knows may be loaded.
 
     Raises:
         ArtifactError: If nothing was trained or exported.
+        RecipeError: If the recipe requires a check that there is not.
         StorageError: If the verdict cannot be written.
     """
+    asked, required = asked or Asked(), parse_required(recipe.verify.require)
     for stage in ("train", "export"):
         if stage not in folder.records:
             raise ArtifactError(f"{folder.path} has no finished '{stage}'.", f"Run `slope-compile {stage}` first.")
     train, export = folder.stage_path("train"), folder.stage_path("export")
-    digests = _digests(folder, target)
+    built = f"build/{target}"
+    digests = digests_of(folder, ("train", "export", built))
+    engine = _engine(folder, target, asked.trust_engine)
+    placed = folder.stage_path(built) / "placed.onnx" if built in folder.records else None
     verdict = verify_model(
         export / "model.onnx",
         codes=train / "codes.safetensors",
         model=lambda: _trained(recipe, train),
         golden=export / "golden.safetensors",
-        engine=_engine(folder, target, digests),
-        placed=folder.stage_path(built) / "placed.onnx" if (built := f"build/{target}") in folder.records else None,
+        engine=engine,
+        engine_layers=lambda: check_engine_layers(engine, export / "model.onnx", placed, target),
+        placed=placed,
         metric=lambda: _metric(recipe, train / "metrics.json", folder.records["train"].key),
         digests=digests,
+        out=out,
         events=events,
     )
+    verdict = Verdict((*verdict.checks, *_baseline(recipe, folder, target, asked, verdict, events)), required)
     write_verdict(out, verdict)
     return verdict
+
+
+def _baseline(
+    recipe: Recipe, folder: RunFolder, target: str, asked: Asked, verdict: Verdict, events: Events
+) -> list[Check]:
+    """Return the checks against the baseline; none where there is no baseline."""
+    if asked.baseline is None:
+        return []
+    made = {check.name: check for check in verdict.checks}
+    checks = check_baseline(Compared(folder, asked.baseline, target, recipe.verify.baseline, made))
+    for check in checks:
+        events.emit("check", name=check.name, status=check.status, detail=check.detail)
+    return checks
 
 
 def verify(onnx: Path | str, *, model: nn.Module | None = None, golden: Path | str | None = None) -> Verdict:
@@ -82,19 +113,13 @@ def verify(onnx: Path | str, *, model: nn.Module | None = None, golden: Path | s
     return verify_model(path, codes=codes, model=model, golden=kept)
 
 
-def _digests(folder: RunFolder, target: str) -> Digests:
-    stages = [stage for stage in ("train", "export", f"build/{target}") if stage in folder.records]
-    files = sum(len(folder.records[stage].outputs) for stage in stages)
-    return Digests(files, [mismatch for stage in stages for mismatch in folder.mismatches(stage)])
-
-
-def _engine(folder: RunFolder, target: str, digests: Digests) -> EngineUnderTest | None:
+def _engine(folder: RunFolder, target: str, trust: bool) -> EngineUnderTest | None:
     stage = f"build/{target}"
     if stage not in folder.records:
         return None
     name = f"{stage}/model.engine"
-    trusted = name in folder.records[stage].outputs and name not in [mismatch.path for mismatch in digests.mismatches]
-    return EngineUnderTest(folder.path / name, folder.stage_path(stage) / "layers.json", trusted)
+    listed = folder.records[stage].outputs.get(name)
+    return engine_under_test(folder.path / name, folder.stage_path(stage) / "layers.json", listed, trust)
 
 
 def _trained(recipe: Recipe, train: Path) -> nn.Module:
@@ -122,7 +147,7 @@ def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> Metric
     from slope_compile.train.loader import batches, in_order
 
     measured = _json(metrics)
-    metric = _name(measured)
+    metric, record = _name(measured), _record(metrics.with_name(RECORD))
     data = load_data(recipe.data, recipe.train.seed, recipe.model.classes)
     if data.kind == "detection":
         from slope_compile.verify.detection import detection_task
@@ -131,7 +156,8 @@ def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> Metric
             name: References(_figure(measured, "fp32", name), _figure(measured, "compressed", name))
             for name in compared(metric)
         }
-        return detection_task(data.validation, recipe.data.batch, recipe.verify.metric_drop, metric, references)
+        budget = recipe.verify.metric_drop
+        return detection_task(data.validation, recipe.data.batch, budget, metric, references, record)
     validation = data.validation
     order = in_order(len(validation), recipe.data.batch)
 
@@ -146,7 +172,18 @@ def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> Metric
         budget=recipe.verify.metric_drop,
         fp32=_figure(measured, "fp32", metric),
         compressed=_figure(measured, "compressed", metric),
+        record=record,
     )
+
+
+def _record(path: Path) -> Mapping[str, Answers] | str:
+    """Return what training's models answered to each item, or why that is not known: figures need no record."""
+    if not path.is_file():
+        return f"{NO_RECORD} (no {path.name})"
+    try:
+        return load_record(path)
+    except ArtifactError as error:
+        return reason(error)
 
 
 def _require_torch() -> None:

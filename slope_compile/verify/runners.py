@@ -6,10 +6,11 @@ ours. torch is imported only when its runner runs.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ from polygraphy.comparator import Comparator
 from polygraphy.datatype import DataType
 from polygraphy.logger import G_LOGGER
 
+from slope_compile.qdq.tensors import load_graph
 from slope_compile.verify.verdict import NotCheckedError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-    from onnx import GraphProto
+    from onnx import GraphProto, ModelProto
     from torch import Tensor, nn
 
 Array = npt.NDArray[Any]
@@ -52,13 +54,24 @@ def default_session(onnx: Path) -> ort.InferenceSession:
     return load_session(str(onnx), optimized=True)
 
 
-def load_session(model: str | bytes, optimized: bool = False, folder: Path | None = None) -> ort.InferenceSession:
+def optimized_graph(onnx: Path) -> ModelProto:
+    """Return what ONNX Runtime's default optimizations make of a model, as it saves it; its tensors are not read."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "optimized.onnx"
+        load_session(str(onnx), optimized=True, saved=saved)
+        return load_graph(saved)
+
+
+def load_session(
+    model: str | bytes, optimized: bool = False, folder: Path | None = None, saved: Path | None = None
+) -> ort.InferenceSession:
     """Load a model into ONNX Runtime, on the CPU.
 
     Args:
         model: The file, or its bytes.
         optimized: With the default optimizations; otherwise without any.
         folder: Where the external data of a model given as bytes lies.
+        saved: Where to write what is run, its tensors beside it.
 
     Raises:
         NotCheckedError: If ONNX Runtime is not here: a device needs none to run an engine.
@@ -72,6 +85,11 @@ def load_session(model: str | bytes, optimized: bool = False, folder: Path | Non
     options.log_severity_level = FATAL
     # Idle threads sleep instead of spinning: torch and two sessions take turns on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if saved is not None:
+        options.optimized_model_filepath = str(saved)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{saved.name}.data"
+        )
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(model, sess_options=options, providers=["CPUExecutionProvider"])
@@ -97,18 +115,24 @@ def random_feed(session: ort.InferenceSession) -> Arrays:
     """Return standard-normal inputs of a session's shapes; a free first axis is the batch.
 
     Raises:
-        NotCheckedError: If an input is no float32, or has another free axis: nobody knows its length.
+        NotCheckedError: If an input is no float32, has no axis, or another free one: nobody knows its length.
     """
     random = np.random.default_rng(0)
     feed = {}
     for value in session.get_inputs():
-        first, *rest = value.shape or [None]
-        if value.type != "tensor(float)" or not all(isinstance(length, int) for length in rest):
+        known = bool(value.shape) and all(isinstance(length, int) for length in value.shape[1:])
+        if value.type != "tensor(float)" or not known:
             what = f"input '{value.name}' is {value.type} {value.shape}"
             raise NotCheckedError(f"no golden samples were given, and none can be made up: {what}")
+        first, *rest = value.shape
         shape = (first if isinstance(first, int) else RANDOM_BATCH, *rest)
         feed[value.name] = random.standard_normal(shape, dtype=np.float32)
     return feed
+
+
+def samples_of(feed: Arrays) -> int:
+    """Return how many samples a feed has: the length of the first axis; 1 without one."""
+    return next((array.shape[0] for array in feed.values() if array.ndim), 1)
 
 
 def infer(runner: BaseRunner, feeds: Sequence[Arrays]) -> list[Arrays]:
@@ -141,7 +165,7 @@ class TorchRunner(BaseRunner):
         super().__init__(name="torch")
         self._model = model
         self._inputs, self._outputs = twin.get_inputs(), output_names(twin)
-        self._training: list[tuple[nn.Module, bool]] = []
+        self._evaluated = ExitStack()
         # Made here, once: to measure its features it runs a detector's backbone, which is no sample's answer.
         self.activate_impl()
         try:
@@ -150,9 +174,8 @@ class TorchRunner(BaseRunner):
             self.deactivate_impl()
 
     def activate_impl(self) -> None:
-        """Remember each module's mode and switch to evaluation."""
-        self._training = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
+        """Switch to evaluation."""
+        self._evaluated.enter_context(evaluated(self._model))
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """Return names, types and shapes of the inputs; a torch model declares none itself."""
@@ -170,22 +193,46 @@ class TorchRunner(BaseRunner):
         arguments = [torch.as_tensor(np.asarray(feed_dict[value.name])).to(where) for value in self._inputs]
         start = time.perf_counter()
         with torch.inference_mode(), parametrize.cached():
-            answer = _in_order(self._form(*arguments))
+            answer = tensors_of(self._form(*arguments))
         self.inference_time = time.perf_counter() - start
         if len(answer) != len(self._outputs):
             raise ValueError(f"the torch model returns {len(answer)} tensors, the ONNX model {len(self._outputs)}")
         return OrderedDict(zip(self._outputs, (tensor.float().cpu().numpy() for tensor in answer), strict=True))
 
     def deactivate_impl(self) -> None:
-        """Give each module its mode back."""
-        for module, training in self._training:
+        """Give the model its modes and its state back."""
+        self._evaluated.close()
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode; give each module its mode and its buffers back afterwards.
+
+    A batch norm that stays in training mode moves its statistics with every call, and other modules replace buffers.
+    """
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module, _ in modes
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
             module.training = training
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer.copy_(before)
 
 
-def _in_order(answer: Any) -> list[Tensor]:
+def tensors_of(answer: Any) -> list[Tensor]:
     """Return the tensors of a model's answer, in the order in which torch.onnx names them."""
     if isinstance(answer, Mapping):
         answer = tuple(answer.values())
     if isinstance(answer, list | tuple):
-        return [tensor for part in answer for tensor in _in_order(part)]
+        return [tensor for part in answer for tensor in tensors_of(part)]
     return [answer]

@@ -6,9 +6,15 @@ Letters: x - what the trained model quantizes, s - step, q - the integer that th
 Each segment of the file, from quantizers to the next ones (`segments.py`), is given the integers of the trained model.
 So it computes x but for errors of floats, and rounds it to one of the integers that lie that close:
 
-    |clip(x / s, -Qn, Qp) - q| <= 1/2 + e * max|x| / s          for every integer
+    |clip(x / s, -Qn, Qp) - q| <= 1/2 + d,    d = e * max|x| / s          for every integer
 
-and the outputs agree as those of a network without quantizers do, within e. The whole file is its segments one after
+Since the trained integer is a rounding of x too, both are at most 1 + d apart: one step, while d < 1. And they differ
+only where x lies within d of the middle between two levels, so the share of those elements is what may be off:
+
+    largest step difference  <= floor(1 + d)
+    share off                <= share of x / s within d of a midpoint
+
+The outputs agree as those of a network without quantizers do, within e. The whole file is its segments one after
 the other, so both together say that it computes what was trained; from end to end the two may still drift apart, one
 rounding setting off others, which is measured and not judged.
 
@@ -18,6 +24,7 @@ there 1 integer in 100 may be another one, as 1 detection in 100 may (`detection
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +36,7 @@ import numpy as np
 
 from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
 from slope_compile.qdq.checks import Finding
-from slope_compile.qdq.tensors import load_model
+from slope_compile.qdq.tensors import load_graph
 from slope_compile.verify.detections import FLOAT_SHARE
 from slope_compile.verify.parity import Difference, compare
 from slope_compile.verify.runners import Array, Arrays, TorchRunner, infer
@@ -79,6 +86,10 @@ class StepDifference:
         name: The quantizer, `layer1.0.conv1.input`.
         elements: How many were compared.
         different: How many differ.
+        off_by_one: How many of them by one step.
+        largest: The largest difference, in steps.
+        near: How many values lie so near to the middle between two levels that their integers may differ.
+        reach: The largest difference that may be, in steps.
         outside: How many are no rounding of the trained value, whatever floats allow.
         levels: By how many levels they miss it, at most; 0 where all are within half a level.
         beyond: The same in units of max|x|, of which the tolerance e allows so much.
@@ -88,6 +99,10 @@ class StepDifference:
     name: str
     elements: int = 0
     different: int = 0
+    off_by_one: int = 0
+    largest: int = 0
+    near: int = 0
+    reach: int = 1
     outside: int = 0
     levels: float = 0.0
     beyond: float = 0.0
@@ -95,20 +110,55 @@ class StepDifference:
 
     @property
     def within(self) -> bool:
-        """Whether so few are outside as may be."""
-        return self.outside <= self.share * self.elements
+        """Whether so few are off as may be, by as many steps as may be."""
+        few = self.share * self.elements
+        return self.outside <= few and self.different <= self.near + few and (self.largest <= self.reach or few > 0)
 
     def add(self, trained: Quantized, found: Array, quantizer: Levels, allowed: Tolerance) -> None:
         """Count the integers of one call."""
         x = trained.read.astype(np.float64) / quantizer.scale
         reach = float(np.abs(x).max(initial=0.0))  # max|x| / s
-        missed = np.abs(np.clip(x, quantizer.low, quantizer.high) - found) - 0.5
+        slack = allowed.relative * reach
+        clipped = np.clip(x, quantizer.low, quantizer.high)
+        missed = np.abs(clipped - found) - 0.5
+        steps = np.abs(trained.integers.astype(np.int64) - found)
         self.elements += missed.size
-        self.different += int(np.count_nonzero(trained.integers != found))
-        self.outside += int(np.count_nonzero(~(missed <= allowed.relative * reach)))  # NaN is outside too
+        self.different += int(np.count_nonzero(steps))
+        self.off_by_one += int(np.count_nonzero(steps == 1))
+        self.largest = max(self.largest, int(steps.max(initial=0)))
+        self.near += int(np.count_nonzero(_from_midpoint(x, quantizer) <= slack))
+        self.reach = max(self.reach, int(1 + slack) if math.isfinite(slack) else 1)
+        self.outside += int(np.count_nonzero(~(missed <= slack)))  # NaN is outside too
         worst = float(missed.max(initial=0.0))
         self.levels = max(self.levels, worst)
         self.beyond = max(self.beyond, worst / reach if reach else worst)
+
+    def told(self, whose: str) -> str:
+        """Return what is wrong, in words; `whose` integers the found ones should be."""
+        if self.outside > self.share * self.elements:
+            wrong = f"{self.outside} of {self.elements} integers are no rounding of {whose}"
+        else:
+            wrong = f"{self.different} of {self.elements} integers are not {whose}, where {self.near} may be others"
+        return f"{self.name}: {wrong}, by up to {self.largest} steps, off by up to {self.levels:.2g} levels"
+
+
+def step_figures(found: Sequence[StepDifference]) -> dict[str, Any]:
+    """Return the figures of all quantizers together: shares of all integers, and the largest difference in steps."""
+    elements = max(sum(one.elements for one in found), 1)
+    return {
+        "step_share": significant(sum(one.different for one in found) / elements),
+        "step_off_by_one": significant(sum(one.off_by_one for one in found) / elements),
+        "step_off_allowed": significant(sum(one.near for one in found) / elements),
+        "step_largest": max((one.largest for one in found if not one.share), default=0),
+        "step_largest_allowed": max((one.reach for one in found if not one.share), default=1),
+        "step_beyond": significant(max((one.beyond for one in found if not one.share), default=0.0)),
+    }
+
+
+def _from_midpoint(x: Array, levels: Levels) -> Array:
+    """Return how far each x / s is from the nearest middle between two levels, in steps."""
+    middle = np.clip(np.floor(x) + 0.5, levels.low + 0.5, levels.high - 0.5)
+    return np.asarray(np.abs(x - middle))
 
 
 def step_problems(
@@ -123,7 +173,7 @@ def step_problems(
         twin: The file in ONNX Runtime, as it is.
         feeds: Inputs, one mapping a feed.
         allowed: The float tolerance e.
-        figures: Gets `quantizers`, `step_share` (that differ), `step_beyond`, and `segment_relative` (of the outputs).
+        figures: Gets `quantizers`, those of `step_figures`, and `segment_relative` (of the outputs).
     """
     from slope_compile.compression.activations import trained_quantizers
 
@@ -132,18 +182,9 @@ def step_problems(
         return None
     found, outputs, problems = compare_steps(path, model, twin, feeds, allowed)
     if found:
-        figures |= {
-            "quantizers": len(found),
-            "step_share": significant(sum(one.different for one in found) / sum(one.elements for one in found)),
-            "step_beyond": significant(max((one.beyond for one in found if not one.share), default=0.0)),
-        }
+        figures |= {"quantizers": len(found), **step_figures(found)}
     figures |= {"segment_tolerance": significant(allowed.relative), "segment_relative": significant(outputs.relative)}
-    problems += [
-        f"{one.name}: {one.outside} of {one.elements} integers are no rounding of what was trained, off by up to "
-        f"{one.levels:.2g} levels"
-        for one in found
-        if not one.within
-    ]
+    problems += [one.told("what was trained") for one in found if not one.within]
     if not outputs.within:
         problems.append(f"given the trained integers, ONNX Runtime {outputs.told(allowed)}")
     return problems
@@ -180,7 +221,7 @@ def compare_steps(
 
     stored, trained = stored_quantizers(path), trained_quantizers(model)
     parts = [part for whole in feeds for part in _chunks(whole)]
-    chosen = behind_choices(load_model(path), [quantizer.output for quantizer in stored])
+    chosen = behind_choices(load_graph(path), [quantizer.output for quantizer in stored])
     found: dict[str, StepDifference] = {}
     problems: dict[str, None] = {}
     session: ort.InferenceSession | None = None

@@ -1,7 +1,7 @@
 """What a verification says: checks, each with a status, and one verdict over them.
 
 `not checked` is never a pass and never a failure: it says that this machine, or what was given, did not allow the
-check, and why. The verdict is `fail` if and only if some check failed.
+check, and why. The verdict is `fail` if some check failed, if one that was required did not pass, or if none passed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from slope_compile.errors import SlopeCompileError
+from slope_compile.verify.require import judge_required
 
 Status = Literal["pass", "fail", "not checked"]
 LONGEST_REASON = 300  # characters
@@ -27,8 +28,7 @@ class Check:
     """One check of a verification.
 
     Args:
-        name: `digest`, `pattern`, `codes`, `parity.onnx`, `parity.onnx-default`, `parity.placed`, `parity.engine` or
-            `metric`.
+        name: One of `slope_compile.verify.require.CHECKS`.
         status: What came of it.
         detail: One line for a person: what was found, or why it could not be checked.
         figures: What was measured, ready for JSON; no times.
@@ -46,23 +46,35 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of a verification, in the order in which they ran."""
+    """All checks of a verification, in the order in which they ran.
+
+    Args:
+        checks: What was found.
+        required: Names of checks that must pass.
+    """
 
     checks: tuple[Check, ...]
+    required: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
-        """`fail` if some check failed, or if none could be made: nothing checked is nothing passed."""
+        """`fail` if some check failed or a required one did not pass, or if none could be made."""
         states = {check.status for check in self.checks}
-        return "pass" if "pass" in states and "fail" not in states else "fail"
+        met = all(row["met"] for row in self.requirements())
+        return "pass" if "pass" in states and "fail" not in states and met else "fail"
+
+    def requirements(self) -> list[dict[str, Any]]:
+        """Return what became of each required check."""
+        return judge_required(self.required, [check.to_json() for check in self.checks])
 
     def __getitem__(self, name: str) -> Check:
         """Return the check of that name."""
         return next(check for check in self.checks if check.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        """Return `{"verdict": ..., "checks": [...]}`."""
-        return {"verdict": self.verdict, "checks": [check.to_json() for check in self.checks]}
+        """Return `{"verdict": ..., "checks": [...], "required": [...]}`."""
+        checks = [check.to_json() for check in self.checks]
+        return {"verdict": self.verdict, "checks": checks, "required": self.requirements()}
 
 
 class Once(Generic[T]):
@@ -103,6 +115,8 @@ def attempt(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except NotCheckedError as error:
         return Check(name, "not checked", str(error))
+    except NameError:  # no file raises that: it is a bug of ours
+        raise
     except Exception as error:
         return Check(name, "fail", reason(error))
 

@@ -1,18 +1,26 @@
-"""`pattern` and `codes`: the weights in the ONNX bytes obey the laws, and are the checkpoint's, bit for bit."""
+"""`pattern` and `codes`: the weights in the ONNX bytes obey the laws, and are the checkpoint's, bit for bit.
+
+One weight is in memory at a time, and with it the checkpoint's codes of the same one: 2 bytes a code of the largest
+tensor, 5 where the file stores it as floats. What else is made is made a block at a time (`groups.BLOCK` elements).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from slope_compile.codes_file import StoredCodes
 from slope_compile.compression.codes import CodedTensor
+from slope_compile.errors import ArtifactError
 from slope_compile.qdq.activations import StoredQuantizer
-from slope_compile.qdq.checks import Finding, check_weight, compare
-from slope_compile.qdq.weights import CodedWeight
+from slope_compile.qdq.checks import Finding, check_weight, compare, count_where
+from slope_compile.qdq.tensors import UnreadTypeError
+from slope_compile.qdq.weights import CodedWeight, row_blocks
+from slope_compile.verify.laws import Artifacts, examine_others
 from slope_compile.verify.steps import quantizer_findings
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, Status, listed, reason
 
@@ -21,37 +29,100 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Codes = Mapping[str, CodedTensor]
+Weights = Callable[[], Iterable[CodedWeight]]  # a list that is there, or `iter_weights`
 NO_CODES = "the model holds no coded tensors"
 
 
-def check_pattern(weights: Once[list[CodedWeight]], codes: Once[Codes] | None) -> Check:
+class Declared(NamedTuple):
+    """Bits and pattern that a weight must have, as an export's layer list says it."""
+
+    bits: int
+    pattern: tuple[int, int] | None
+
+
+def check_pattern(
+    weights: Weights,
+    codes: Once[Codes] | None,
+    layers: Once[Mapping[str, Declared]] | None = None,
+    files: Artifacts | None = None,
+) -> Check:
     """`pattern`: n:m pattern, code range, scales and zero points of every weight in the file obey the laws.
 
+    So do, in every file that is given: coded tensors of the checkpoint, weights of the placed file, steps of
+    activations; and no float tensor holds NaN, or a parameter an infinity.
+
     Args:
-        weights: What the reader found in the file.
+        weights: Gives what the reader finds in the file.
         codes: The checkpoint's coded tensors: they declare bits and pattern.
+        layers: The layer list of the export, which declares them where there are no such tensors.
+        files: The file itself and those beside it; None: only `weights` are examined.
     """
-    stored = weights()
-    declared, why_not = _declared(codes)
-    findings: list[Finding] = []
-    for weight in stored:
+    declared, why_not = _declared(codes if codes is not None else layers)
+    try:
+        seen = _seen(weights(), declared)
+    except UnreadTypeError as error:
+        if declared:  # it is said to be of a type that is read
+            raise
+        raise NotCheckedError(error.problem) from None
+    findings = seen.findings
+    if codes is None:  # with them, a weight that is not in the file is a finding of `codes`
+        absent = declared.keys() - seen.names
+        findings += [Finding(name, "name", "declared by the layer list, not in the file") for name in sorted(absent)]
+    if files is not None and codes is not None and why_not:
+        files = replace(files, codes=None)  # what is wrong with that file is for `codes` to say
+    others = {} if files is None else examine_others(files, declared)
+    failing = {finding.tensor for finding in findings}.union(*({f.tensor for f in o.findings} for o in others.values()))
+    problems = [str(finding) for finding in findings]
+    problems += [f"{name}: {finding}" for name, other in others.items() for finding in other.findings]
+    unread = [f"{name}: {what}" for name, other in others.items() for what in other.unread]
+    figures: dict[str, Any] = {
+        "tensors": seen.tensors, "with_pattern": seen.with_pattern, "failing": sorted(failing),
+    }  # fmt: skip
+    if files is not None:
+        own = {files.onnx.name: {"weights": {"tensors": seen.tensors, "elements": seen.elements}}}
+        figures["files"] = {name: own.get(name, {}) | other.figures for name, other in others.items()}
+        figures["not_examined"] = unread
+    if problems:
+        return Check("pattern", "fail", listed(problems), figures)
+    rest = f"; not examined: {listed(unread)}" if unread else ""
+    if why_not:
+        laws = f"; scales and zero points of {seen.coded} coded weights obey the laws" if seen.coded else ""
+        return Check("pattern", "not checked", f"nothing declares bits and pattern: {why_not}{laws}{rest}", figures)
+    read = f"{seen.tensors} weights read back, {seen.with_pattern} with an n:m pattern"
+    detail = f"{read}: all within pattern, range and scale laws"
+    beside = [name for name in others if files is not None and name != files.onnx.name]
+    return Check("pattern", "pass", detail + (f"; so are {', '.join(beside)}" if beside else "") + rest, figures)
+
+
+@dataclass
+class _Seen:
+    """What was counted while the weights of a file went by."""
+
+    findings: list[Finding] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    tensors: int = 0
+    with_pattern: int = 0
+    elements: int = 0
+    coded: int = 0
+
+
+def _seen(weights: Iterable[CodedWeight], declared: Mapping[str, CodedTensor | Declared]) -> _Seen:
+    found = _Seen()
+    for weight in weights:
         coded = declared.get(weight.name)
         bits, pattern = (None, None) if coded is None else (coded.bits, coded.pattern)
-        findings += check_weight(weight, bits, pattern)
-    with_pattern = sum(weight.name in declared and declared[weight.name].pattern is not None for weight in stored)
-    figures = {"tensors": len(stored), "with_pattern": with_pattern, "failing": sorted({f.tensor for f in findings})}
-    if findings:
-        return Check("pattern", "fail", listed(_told(findings)), figures)
-    if why_not:
-        raise NotCheckedError(f"nothing declares bits and pattern: {why_not}")
-    detail = (
-        f"{len(stored)} weights read back, {with_pattern} with an n:m pattern: all within pattern, range and scale laws"
-    )
-    return Check("pattern", "pass", detail, figures)
+        found.findings += check_weight(weight, bits, pattern)
+        found.names.add(weight.name)
+        found.tensors += 1
+        found.elements += weight.stored.size
+        found.with_pattern += pattern is not None
+        found.coded += weight.codes is not None
+        del weight  # the next one is read into what this one had
+    return found
 
 
 def check_codes(
-    weights: Once[list[CodedWeight]],
+    weights: Weights,
     codes: Once[Codes] | None,
     model: Once[nn.Module] | None,
     quantizers: Once[list[StoredQuantizer]] | None = None,
@@ -61,7 +132,7 @@ def check_codes(
     So do the steps of its quantizers of activations.
 
     Args:
-        weights: What the reader found in the file.
+        weights: Gives what the reader finds in the file.
         codes: The checkpoint's coded tensors, by weight name.
         model: The trained model, where torch and the checkpoint are there.
         quantizers: What the reader found of activations.
@@ -75,9 +146,10 @@ def check_codes(
     trained, why_not = _trained(model, findings)
     if trained is not None:
         findings += list(_undeclared(trained, expected))
-        findings += [finding for name, coded in expected.items() for finding in _trained_findings(trained, name, coded)]
+        for name in expected:
+            findings += _trained_findings(trained, name, expected)
         findings += quantizer_findings(quantizers() if quantizers else [], trained)
-    count = sum(_numpy(coded.codes).size for coded in expected.values())
+    count = sum(_size(expected, name) for name in expected)
     figures = {
         "tensors": len(expected),
         "codes": count,
@@ -87,40 +159,59 @@ def check_codes(
     against = "and to the trained weights" if trained is not None else f"(trained weights not compared: {why_not})"
     status: Status = "fail" if findings else "pass"
     equal = f"{count} codes of {len(expected)} tensors and their scales are bit-equal to the checkpoint's {against}"
-    return Check("codes", status, listed(_told(findings)) or equal, figures)
+    return Check("codes", status, listed(map(str, findings)) or equal, figures)
 
 
-def _file_findings(stored: Iterable[CodedWeight], expected: Codes) -> Iterator[Finding]:
-    """Yield where the file's weights differ from the checkpoint's coded tensors."""
-    by_name: dict[str, list[CodedWeight]] = {}
+def _file_findings(stored: Iterable[CodedWeight], expected: Codes) -> list[Finding]:
+    """Return where the file's weights differ from the checkpoint's coded tensors, by name."""
+    findings: list[Finding] = []
+    names: set[str] = set()
     for weight in stored:
-        by_name.setdefault(weight.name, []).append(weight)
-    for name in sorted(expected.keys() | by_name.keys()):
-        found = by_name.get(name, [])
-        if name not in expected:
-            if any(weight.codes is not None for weight in found):
-                yield Finding(name, "extra", "coded in the file, but not in the checkpoint")
-            continue
-        coded = _as_numpy(expected[name])
-        if not found:
-            yield Finding(name, "missing", "no Conv, MatMul or Gemm of the file multiplies with it")
-        for weight in found:
-            turned = _in_checkpoint_layout(weight)
-            findings = compare(turned, coded)
-            yield from findings
-            if findings and turned.stored.ndim > 1 and np.array_equal(turned.stored.swapaxes(0, 1), coded.codes):
-                yield Finding(name, "layout", "the file holds the transposed tensor")
-            if not findings:
-                yield from _value_findings(turned, coded)
+        name = weight.name
+        if name in expected:
+            findings += _differences(weight, expected)
+        elif weight.codes is not None and name not in names:
+            findings.append(Finding(name, "extra", "coded in the file, but not in the checkpoint"))
+        names.add(name)
+        del weight  # the next one is read into what this one had
+    for name in expected.keys() - names:
+        findings.append(Finding(name, "missing", "no Conv, MatMul or Gemm of the file multiplies with it"))
+    return sorted(findings, key=lambda finding: finding.tensor)
+
+
+def _differences(weight: CodedWeight, expected: Codes) -> list[Finding]:
+    """Return how a weight differs from the checkpoint's tensor of its name."""
+    try:
+        coded = _as_numpy(expected[weight.name])
+    except ArtifactError as error:  # the checkpoint's own tensor breaks a law
+        return [Finding(weight.name, "checkpoint", error.problem)]
+    turned = weight.as_trained()
+    findings = compare(turned, coded)
+    if findings and _is_transposed(turned.stored, coded.codes):
+        findings.append(Finding(weight.name, "layout", "the file holds the transposed tensor"))
+    return findings or list(_value_findings(turned, coded))
+
+
+def _is_transposed(stored: Array, codes: Array) -> bool:
+    if stored.ndim < 2 or stored.swapaxes(0, 1).shape != codes.shape:
+        return False
+    return not count_where(np.not_equal, stored.swapaxes(0, 1), codes)[0]
 
 
 def _value_findings(weight: CodedWeight, coded: CodedTensor) -> Iterator[Finding]:
     """Yield where equal codes and scales still give other values: a zero point, or products rounded to float16."""
-    unequal = _bits(weight.values()) != _bits(_numpy(coded.dequantize()))
-    if unequal.any():
-        zero_point = weight.zero_point is not None and weight.zero_point.any()
+    zero_point = weight.zero_point is not None and bool(weight.zero_point.any())
+    if not zero_point and weight.value_dtype == "FLOAT":
+        return  # the same product of the same float32 numbers
+    scale = np.broadcast_to(
+        coded.scale.reshape([-1 if axis == coded.axis else 1 for axis in range(coded.codes.ndim)]), coded.codes.shape
+    )
+    unequal = 0
+    for rows in row_blocks(weight):
+        unequal += int(np.count_nonzero(_bits(weight.rows(rows).values()) != _bits(coded.codes[rows] * scale[rows])))
+    if unequal:
         why = "a zero point that is not 0" if zero_point else f"products rounded to {weight.value_dtype}"
-        detail = f"{np.count_nonzero(unequal)} of {unequal.size} differ though codes and scale are equal: {why}"
+        detail = f"{unequal} of {coded.codes.size} differ though codes and scale are equal: {why}"
         yield Finding(weight.name, "values", detail)
 
 
@@ -138,14 +229,23 @@ def _trained(model: Once[nn.Module] | None, findings: list[Finding]) -> tuple[nn
 
 
 def _undeclared(model: nn.Module, expected: Codes) -> Iterator[Finding]:
-    """Yield the compressed weights of the trained model for which there are no codes to compare with."""
+    """Yield the compressed weights of the trained model whose codes are absent, or declared to obey other laws."""
     from slope_compile.compression.api import codes
 
-    for name in codes(model).keys() - expected.keys():
-        yield Finding(name, "codes", "compressed in the trained model, absent from its codes")
+    for name, trained in codes(model).items():
+        if name not in expected:
+            yield Finding(name, "codes", "compressed in the trained model, absent from its codes")
+            continue
+        if isinstance(expected, StoredCodes):
+            bits, pattern = expected.bits(name), expected.pattern(name)
+        else:
+            bits, pattern = expected[name].bits, expected[name].pattern
+        if (bits, pattern) != (trained.bits, trained.pattern):
+            told = f"{bits} bits and pattern {pattern}, trained with {trained.bits} and {trained.pattern}"
+            yield Finding(name, "declared", told)
 
 
-def _trained_findings(model: nn.Module, name: str, coded: CodedTensor) -> Iterator[Finding]:
+def _trained_findings(model: nn.Module, name: str, expected: Codes) -> Iterator[Finding]:
     """Yield where codes × scale is not the weight that the trained layer multiplies with."""
     import torch
 
@@ -156,48 +256,40 @@ def _trained_findings(model: nn.Module, name: str, coded: CodedTensor) -> Iterat
     except AttributeError:
         yield Finding(name, "trained", "the trained model has no such weight")
         return
-    product = _numpy(coded.dequantize())
-    if weight.shape != product.shape:
-        yield Finding(name, "trained", f"shape {product.shape} in the checkpoint's codes, {weight.shape} in the model")
+    try:
+        coded = _as_numpy(expected[name])
+    except ArtifactError as error:
+        yield Finding(name, "checkpoint", error.problem)
         return
-    unequal = _bits(weight) != _bits(product)
-    if unequal.any():
-        detail = (
-            f"codes x scale differs from the trained weight in {np.count_nonzero(unequal)} of {unequal.size} elements"
-        )
+    if weight.shape != coded.codes.shape:
+        shapes = f"shape {coded.codes.shape} in the checkpoint's codes, {weight.shape} in the model"
+        yield Finding(name, "trained", shapes)
+        return
+    shape = [-1 if axis == coded.axis else 1 for axis in range(coded.codes.ndim)]
+    scale = np.broadcast_to(coded.scale.reshape(shape), coded.codes.shape)
+    unequal, _ = count_where(lambda w, c, s: _bits(w) != _bits(c * s), weight, coded.codes, scale)
+    if unequal:
+        detail = f"codes x scale differs from the trained weight in {unequal} of {weight.size} elements"
         yield Finding(name, "trained", detail)
 
 
-def _in_checkpoint_layout(weight: CodedWeight) -> CodedWeight:
-    """Return the weight turned the way torch keeps it, output channels first, where its operator reads it otherwise.
-
-    The operator decides, not the shape: a square matrix read the wrong way round must not look like the right one.
-    """
-    if weight.op not in ("MatMul", "Gemm") or weight.stored.ndim != 2 or weight.reduction_axis != 0:
-        return weight
-    return replace(
-        weight,
-        stored=weight.stored.T,
-        scale=None if weight.scale is None else weight.scale.T,
-        zero_point=None if weight.zero_point is None else weight.zero_point.T,
-        axis=None if weight.axis is None else 1 - weight.axis,
-        steps=(),
-        consumed_axis=1,
-    )
-
-
-def _declared(codes: Once[Codes] | None) -> tuple[Codes, str]:
+def _declared(
+    codes: Once[Codes] | Once[Mapping[str, Declared]] | None,
+) -> tuple[Mapping[str, CodedTensor | Declared], str]:
+    """Return bits and pattern by name, of a file from its header alone; or why nobody declares them."""
     if codes is None:
         return {}, "no coded tensors were given"
     try:
         declared = codes()
     except Exception as error:
         return {}, reason(error)
+    if isinstance(declared, StoredCodes):
+        declared = {name: Declared(declared.bits(name), declared.pattern(name)) for name in declared}
     return declared, "" if declared else NO_CODES
 
 
-def _told(findings: Iterable[Finding]) -> list[str]:
-    return [f"{finding.tensor}: {finding.rule}: {finding.detail}" for finding in findings]
+def _size(codes: Codes, name: str) -> int:
+    return codes.size(name) if isinstance(codes, StoredCodes) else int(_numpy(codes[name].codes).size)
 
 
 def _as_numpy(coded: CodedTensor) -> CodedTensor:

@@ -110,14 +110,16 @@ def test_the_default_folder(name: str, folder: str) -> None:
 def test_every_check_passes_but_those_that_need_more(device: Path) -> None:
     verdict = verify(device)
     assert {check.name: check.status for check in verdict.checks} == {
-        "digest": "pass", "pattern": "pass", "codes": "pass", "parity.onnx": "pass", "parity.onnx-default": "pass",
-        "parity.placed": "pass", "parity.engine": "not checked", "metric": "not checked", "placement": "pass",
-        "engine.layers": "pass",
+        "digest": "pass", "pattern": "pass", "codes": "pass", "repeatable": "pass", "parity.folded": "not checked",
+        "parity.onnx": "pass", "parity.onnx-default": "pass", "parity.placed": "pass", "parity.engine": "not checked",
+        "engine.layers": "pass", "agreement": "pass", "metric": "not checked", "placement": "pass",
     }  # fmt: skip
     assert verdict["metric"].detail == "a bundle brings no validation data"
     assert "a bundle brings no torch model" in verdict["codes"].detail
     assert verdict["digest"].figures["files"] == 10
-    assert verdict["engine.layers"].figures == {"layers": 2, "held": 2, "lost": [], "not_told": []}
+    assert verdict["engine.layers"].figures == {
+        "layers": 2, "held": 2, "lost": [], "not_told": [], "rows": 3, "problems": 0, "not_examined": [],
+    }  # fmt: skip
     written = json.loads((device.parent / "small.a100/verify/a100/verify.json").read_text())
     assert written == verdict.to_json()
 
@@ -295,11 +297,11 @@ def test_a_layer_that_was_placed_otherwise_fails(device: Path) -> None:
     assert "built as float" in verdict["engine.layers"].detail
 
 
-def test_a_layer_of_which_nothing_is_told_is_no_failure(device: Path) -> None:
+def test_a_layer_list_that_tells_less_than_the_build_log_fails(device: Path) -> None:
     verdict = edit_rows(device, lambda row: row["engine"].update(held=False, dtype=None, note="no constant"))
-    assert verdict["engine.layers"].status == "pass"
+    assert verdict["engine.layers"].status == "fail"
+    assert "c.weight: engine is dtype None" in verdict["engine.layers"].detail
     assert verdict["engine.layers"].figures["not_told"] == ["c.weight"]
-    assert "of the others nothing is told" in verdict["engine.layers"].detail
 
 
 def test_an_edited_engine_is_not_loaded(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import Cli, start
+from prepared_runs import make_run
 
 TINY_MODEL = """
 from torch import nn
@@ -66,3 +68,9 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(net: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small net with an engine, made without training; tests copy it."""
+    return make_run(tmp_path_factory.mktemp("prepared") / "run", net, really=True).path

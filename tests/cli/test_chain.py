@@ -44,6 +44,9 @@ def test_run_json_tells_verdict_layers_sizes_and_accuracies(finished: Path) -> N
     assert status["parity.engine"] == "not checked"
     assert set(told["accuracies"]) == {"fp32", "compressed", "onnx"}
     assert all(0.5 < accuracy <= 1 for accuracy in told["accuracies"].values())
+    intervals = told["intervals"]["accuracy"]
+    assert intervals["onnx"][0] < told["accuracies"]["onnx"] <= intervals["onnx"][1]
+    assert intervals["drop"][0] < intervals["drop"][1] and isinstance(intervals["certain"], bool)
     assert [o["action"] for o in told["outcomes"]] == ["done"] * 4
     assert {row["name"]: (row["bits"], row["pattern"]) for row in told["layers"]} == {
         "0": (8, None), "3": (4, "2:4"), "6": (4, "2:4"), "11": (4, None), "13": (4, "2:4"), "15": (8, None),

@@ -36,6 +36,10 @@ def test_a_detector_from_training_to_its_verdict(tmp_path: Path, cli: Cli) -> No
         assert set(values) == {"fp32", "compressed", "onnx"}
         assert min(values.values()) > 0.3
         assert values["onnx"] == pytest.approx(values["compressed"], abs=0.01)
+    for metric, values in (("mask_map", told["accuracies"]), ("box_map", told["other_metrics"]["box_map"])):
+        low, high = told["intervals"][metric]["onnx"]
+        assert low <= values["onnx"] <= high and low < high
+        assert isinstance(told["intervals"][metric]["certain"], bool) and len(told["intervals"][metric]["drop"]) == 2
     page = (tmp_path / "runs/d/report.html").read_text()
     assert "Mask mAP" in page and "Box mAP" in page and "Accuracy" not in page
     assert "mask mAP" in done.stderr and "box mAP" in done.stderr

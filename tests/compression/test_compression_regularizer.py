@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from slope_compile.compression.regularizer import cosine_distance, pruned_decay, squared_error
+from slope_compile.compression.regularizer import cosine_distance, filter_cosines, pruned_decay, squared_error
 from slope_compile.compression.slope import Slope
 from slope_compile.compression.sparsity import nm_mask
 
@@ -26,6 +26,27 @@ def test_cosine_is_the_mean_over_filters() -> None:
         dot = sum(x * y for x, y in zip(a, b, strict=True))
         total += 1 - dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
     assert cosine_distance(w, w_hat).item() == pytest.approx(total / 5, rel=1e-12)
+
+
+def test_each_filter_has_its_own_cosine() -> None:
+    w, w_hat = pair(torch.float32)
+    measured = filter_cosines(w, w_hat)
+    assert measured.dtype == torch.float64 and not measured.requires_grad
+    for k in range(5):
+        a, b = w[k].flatten().tolist(), w_hat[k].flatten().tolist()
+        dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+        lengths = math.sqrt(math.fsum(x * x for x in a)) * math.sqrt(math.fsum(y * y for y in b))
+        assert measured[k].item() == pytest.approx(dot / lengths, rel=1e-12)
+    assert measured.mean().item() == pytest.approx(1 - cosine_distance(w, w_hat).item(), rel=1e-6)
+
+
+def test_the_angle_of_known_filters() -> None:
+    w = torch.tensor([[3.0, 4.0], [1.0, 1.0], [1e-25, 1e-25], [0.0, 0.0], [2.0, 1.0]])
+    w_hat = torch.tensor([[0.0, 4.0], [5.0, 5.0], [1e-25, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    found = filter_cosines(w, w_hat).tolist()
+    assert found[:3] == pytest.approx([0.8, 1.0, math.sqrt(0.5)], rel=1e-12)
+    assert found[1] <= 1.0  # it is within its range, whatever rounding does
+    assert math.isnan(found[3]) and math.isnan(found[4])  # nothing points nowhere
 
 
 def test_cosine_gradient_is_the_closed_form_and_orthogonal_to_the_filter() -> None:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from slope_compile.codes_file import save_codes
 from slope_compile.compression.codes import CodedTensor
+from slope_compile.train.validation import Classified, save_record
 
 TEXT = (Path(__file__).parents[2] / "docs" / "artifacts.md").read_text(encoding="utf-8")
 NAME = "layer1.0.conv1.weight"
@@ -38,6 +39,17 @@ def test_codes_are_read_with_plain_safetensors(
     exec(snippet("coded_tensors"), names)
     assert capsys.readouterr().out == f"{NAME} 4 2:4 0.5\n"
     assert np.array_equal(np.asarray(names["weight"]), coded().dequantize())
+
+
+def test_single_answers_are_read_with_plain_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.arange(4, dtype=np.int32)
+    fp32, compressed = (Classified(labels, np.array(found, np.int32)) for found in ([0, 1, 2, 0], [0, 0, 2, 3]))
+    save_record(tmp_path / "validation.safetensors", fp32, compressed)
+    monkeypatch.chdir(tmp_path)
+    exec(snippet("turned wrong"), {})
+    assert capsys.readouterr().out == "0.75 0.75 1 turned wrong, 1 turned right\n"
 
 
 def test_an_onnx_file_is_read_with_plain_onnx(

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from slope_compile.bundle import archive, expected, verify
+from slope_compile.bundle import archive, verify
 from slope_compile.bundle.contents import INDEX, MAX_FILE_BYTES, NAMES, Contents
+from slope_compile.verify import engine_layers
 
 TEXT = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", sorted({INDEX, *NAMES, *Contents.model_fields, expected.NAME, verify.PLACEMENT}))
+@pytest.mark.parametrize("name", sorted({INDEX, *NAMES, *Contents.model_fields, engine_layers.NAME, verify.PLACEMENT}))
 def test_it_names(name: str) -> None:
     assert f"`{name}`" in TEXT
 

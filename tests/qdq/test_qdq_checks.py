@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdq_graphs import coded, model, node, sparse_codes, tensor
 
@@ -130,6 +130,7 @@ def test_a_float_weight_needs_no_scale() -> None:
     assert [finding.rule for finding in check_weight(weight, None, (2, 4))] == ["pattern"]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([("Conv", {}, 1), ("ConvTranspose", {}, 0), ("MatMul", {}, 0), ("Gemm", {"transB": 1}, 1)]),
     st.sampled_from([(1, 4), (2, 4), (2, 8)]),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from qdq_graphs import TYPES, coded, node
@@ -40,6 +40,7 @@ def test_golden_bytes(dtype: str, raw: str, expected: list[float]) -> None:
     assert len(tensor.raw_data) == -(-5 * element_bits(dtype) // 8)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["INT2", "UINT2", "INT4", "UINT4", "INT8"]), st.lists(st.integers(-128, 127), max_size=40))
 def test_what_onnx_packs_is_what_is_read(dtype: str, values: list[int]) -> None:
     expected = np.array(values, dtype=np.int64).astype(TYPES[dtype]).astype(np.int64)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from slope_compile.report.charts import Band, Line, bar_chart, line_chart, share_bar, sparkline, ticks
+from slope_compile.report.charts import Band, Line, bar_chart, line_chart, sparkline, ticks, waterfall_bar
 
 finite = st.floats(-1e29, 1e29, allow_subnormal=False)
 
@@ -88,7 +88,19 @@ def test_bars_are_as_long_as_the_value_is_below_one() -> None:
     assert "c" * 23 not in re.sub(r"<title>.*?</title>", "", svg)
 
 
-def test_a_share_bar_shows_the_share_and_is_skipped_by_screen_readers() -> None:
-    svg = ElementTree.fromstring(share_bar(0.25))
-    assert [rect.get("width") for rect in svg.iter("rect")] == ["100", "25"]
-    assert svg.get("aria-hidden") == "true"
+@pytest.mark.parametrize(
+    ("share", "before", "expected"),
+    [
+        (0.25, 1.0, [("track", 0, 100), ("gone", 0, 100), ("fill", 0, 25)]),
+        (0.5, 0.25, [("track", 0, 100), ("fill", 0, 50), ("grown", 25, 25)]),
+        (0.25, 0.25, [("track", 0, 100), ("fill", 0, 25)]),
+        (0.0, 0.0, [("track", 0, 100), ("fill", 0, 0.5)]),
+    ],
+)
+def test_a_waterfall_bar_shows_what_went_and_what_came(
+    share: float, before: float, expected: list[tuple[str, float, float]]
+) -> None:
+    svg = ElementTree.fromstring(waterfall_bar(share, before))
+    rects = [(r.get("class"), float(r.get("x", "")), float(r.get("width", ""))) for r in svg.iter("rect")]
+    assert rects == expected
+    assert svg.get("aria-hidden") == "true"  # the numbers stand beside it

@@ -16,9 +16,8 @@ def page() -> str:
     epochs = [{**{k: v for k, v in epoch.items() if k not in dropped}, **FIGURES} for epoch in plain.metrics["epochs"]]
     metrics = {**plain.metrics, "epochs": epochs, "fp32": FIGURES, "compressed": FIGURES}
     others = {"box_map": OF_BOXES}
-    return render(
-        make_run(metrics=metrics, metric="mask_map", accuracies=OF_A_MODEL, other_metrics=others, verdicts={})
-    )
+    run = make_run(metrics=metrics, metric="mask_map", accuracies=OF_A_MODEL, other_metrics=others, verdicts={})
+    return render(run).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_detectors_page_names_its_own_metrics_and_no_accuracy() -> None:

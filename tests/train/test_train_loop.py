@@ -64,6 +64,17 @@ def test_what_is_written_agrees_with_itself(run: Run) -> None:
     assert measured["items"] == len(data.validation) == run.metrics["data"]["validation"]
     assert measured["accuracy"] == run.metrics["compressed"]["accuracy"]
     assert measured["loss"] == pytest.approx(run.metrics["compressed"]["loss"], rel=1e-5)
+    # The directions, counted by hand.
+    direction, counts = run.metrics["direction"], [0] * 200
+    for layer in (model[0], model[3], model[9]):
+        latents = layer.parametrizations.weight.original.detach().double().flatten(1).numpy()
+        for w, w_hat in zip(latents, layer.weight.detach().double().flatten(1).numpy(), strict=True):
+            cosine = float(w @ w_hat / np.linalg.norm(w) / np.linalg.norm(w_hat))
+            counts[min(int(cosine * 200), 199)] += 1
+    assert direction["after"] == counts and direction["zero"] == {"before": 0, "after": 0}
+    assert sum(direction["before"]) == sum(counts) and direction["before"] != counts
+    assert direction["edges"] == [index / 200 for index in range(201)]
+
     # The accuracy, counted by hand.
     images = torch.stack([data.validation[i][0] for i in range(len(data.validation))])
     right = (model(images).argmax(1) == torch.tensor(data.validation.labels)).float().mean()

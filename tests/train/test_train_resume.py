@@ -21,9 +21,11 @@ from train_files import commit
 from slope_compile.recipe import Recipe
 from slope_compile.train.checkpoint import find_state, restore
 from slope_compile.train.data import load_data
-from slope_compile.train.trained import CHECKPOINT, CODES, METRICS, evaluate, load_trained
+from slope_compile.train.trained import CHECKPOINT, CODES, METRICS, evaluate, load_trained, measure
+from slope_compile.train.validation import FILE as VALIDATION
+from slope_compile.train.validation import flatten, load_record
 
-FILES = (CHECKPOINT, CODES, METRICS)
+FILES = (CHECKPOINT, CODES, METRICS, VALIDATION)
 
 
 class Start(Protocol):
@@ -146,8 +148,11 @@ def test_two_ranks_train_one_model(make_recipe: Callable[..., Recipe], start: St
     folder = fresh(tmp_path / "two")
     assert start(recipe, folder, None, ranks=2) == 0
     metrics = json.loads((folder / "out" / METRICS).read_text())
-    measured = evaluate(load_trained(recipe, folder / "out"), load_data(recipe.data, 0).validation, batch=64)
+    validation = load_data(recipe.data, 0).validation
+    measured, answers = measure(load_trained(recipe, folder / "out"), validation, batch=64)
     assert measured["items"] == metrics["data"]["validation"] == 20
+    recorded, found = flatten({"a": load_record(folder / "out" / VALIDATION)["compressed"]}), flatten({"a": answers})
+    assert all(recorded[name].tolist() == found[name].tolist() for name in found), "of both ranks, in order"
     assert measured["accuracy"] == pytest.approx(metrics["compressed"]["accuracy"])
     assert measured["loss"] == pytest.approx(metrics["compressed"]["loss"], rel=1e-5)
     expected = digests(folder)

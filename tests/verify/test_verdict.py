@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from slope_compile.artifacts import FileDigest, Mismatch
 from slope_compile.errors import ArtifactError, StorageError
+from slope_compile.verify.ci.junit import junit
+from slope_compile.verify.ci.verified import Verified
 from slope_compile.verify.digests import Digests, check_digests
-from slope_compile.verify.files import junit, write_verdict
+from slope_compile.verify.files import write_verdict
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, Verdict, attempt, listed, reason, significant
 
 STATUSES = ("pass", "fail", "not checked")
@@ -33,6 +35,16 @@ def test_the_verdict_is_pass_exactly_if_some_check_passed_and_none_failed(status
     assert verdict.verdict == ("pass" if "pass" in statuses and "fail" not in statuses else "fail")
 
 
+def test_what_is_required_must_pass() -> None:
+    passed, unchecked = VERDICT.checks[0], VERDICT.checks[2]
+    assert Verdict((passed,), ("pattern",)).verdict == "pass"
+    for required in (("metric",), ("pattern", "metric"), ("parity.onnx",)):
+        assert Verdict((passed, unchecked), required).verdict == "fail"
+    assert Verdict((passed, unchecked)).verdict == "pass"
+    (row,) = Verdict((passed,), ("metric",)).requirements()
+    assert (row["status"], row["met"]) == ("absent", False)
+
+
 def test_json_has_the_form_of_the_command() -> None:
     assert VERDICT.to_json() == {
         "verdict": "fail",
@@ -46,6 +58,7 @@ def test_json_has_the_form_of_the_command() -> None:
             },
             {"name": "metric", "status": "not checked", "detail": "no validation data was given", "figures": {}},
         ],
+        "required": [],
     }
 
 
@@ -62,7 +75,8 @@ def test_both_files_are_written_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_junit_counts_and_tells_what_the_checks_found() -> None:
-    suite = ElementTree.fromstring(junit(VERDICT))
+    suites = ElementTree.fromstring(junit(Verified("onnx", "m.onnx", VERDICT.to_json())))
+    (suite,) = suites
     assert {key: suite.get(key) for key in ("tests", "failures", "skipped", "errors")} == {
         "tests": "3", "failures": "1", "skipped": "1", "errors": "0",
     }  # fmt: skip

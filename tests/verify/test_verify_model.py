@@ -19,7 +19,10 @@ from slope_compile.events import Events
 from slope_compile.verify.model import verify_model
 from slope_compile.verify.verdict import Verdict
 
-NAMES = ["digest", "pattern", "codes", "parity.onnx", "parity.onnx-default", "parity.placed", "parity.engine", "metric"]
+NAMES = [
+    "digest", "pattern", "codes", "repeatable", "parity.folded", "parity.onnx", "parity.onnx-default", "parity.placed",
+    "parity.engine", "engine.layers", "agreement", "metric",
+]  # fmt: skip
 
 
 def judge(twin: Twin, folder: Path, edit: Callable[[onnx.ModelProto], None] | None = None) -> Verdict:
@@ -38,13 +41,16 @@ def test_what_the_model_was_exported_to_passes(tmp_path: Path, capfd: pytest.Cap
     assert verdict.verdict == "pass"
     assert [check.name for check in verdict.checks] == NAMES
     status = {check.name: check.status for check in verdict.checks}
-    assert status == dict.fromkeys(NAMES[1:5], "pass") | dict.fromkeys(
-        ("digest", "parity.placed", "parity.engine", "metric"), "not checked"
-    )
+    not_checked = ("digest", "parity.folded", "parity.placed", "parity.engine", "engine.layers", "metric")
+    assert status == dict.fromkeys(NAMES, "pass") | dict.fromkeys(not_checked, "not checked")
+    assert "no parametrized weights" in verdict["parity.folded"].detail
     assert verdict["codes"].figures == {
         "tensors": 3, "codes": 576 + 256 + 192, "trained_weights_compared": True, "failing": [],
     }  # fmt: skip
-    assert verdict["pattern"].figures == {"tensors": 3, "with_pattern": 2, "failing": []}
+    assert verdict["pattern"].figures == {
+        "tensors": 3, "with_pattern": 2, "failing": [], "not_examined": [],
+        "files": {"m.onnx": {"weights": {"tensors": 3, "elements": 1024}, "floats": {"tensors": 4, "elements": 27}}},
+    }  # fmt: skip
     parity = verdict["parity.onnx"].figures
     assert parity["top1_agreement"] == 1 and parity["samples"] == 5 and parity["golden_relative"] == 0
     assert parity["relative"] <= parity["tolerance"] / 2
@@ -238,7 +244,7 @@ def test_a_checkpoint_of_another_training_fails(tmp_path: Path) -> None:
     with torch.no_grad():
         other.conv1.weight[1, 1, 1, 1] += 0.25
     verdict = verify_model(twin.write(tmp_path / "m.onnx"), codes=twin.codes, model=other)
-    assert failed(verdict) == ["codes", "parity.onnx"]
+    assert failed(verdict) == ["codes", "parity.onnx", "agreement"]
     assert "conv1.weight: trained: codes x scale differs from the trained weight in 1 of 576" in verdict["codes"].detail
 
 
@@ -251,7 +257,7 @@ def test_stale_golden_outputs_fail(tmp_path: Path) -> None:
     assert failed(verdict) == ["parity.onnx"]
     assert "golden outputs are not the trained model's" in verdict["parity.onnx"].detail
     without_model = verify_model(twin.write(tmp_path / "m.onnx"), codes=twin.codes, golden=golden)
-    assert failed(without_model) == ["parity.onnx"]
+    assert failed(without_model) == ["parity.onnx", "agreement"]
     assert "against the golden outputs" in without_model["parity.onnx"].detail
 
 
@@ -270,7 +276,7 @@ def test_a_damaged_golden_file_fails_parity_only(damage: str, tmp_path: Path) ->
             {"inputs": np.zeros((0, CHANNELS, SIDE, SIDE), np.float32), "outputs": np.zeros((0, 6), np.float32)}, golden
         )
     verdict = verify_model(twin.write(tmp_path / "m.onnx"), codes=twin.codes, model=twin.model(), golden=golden)
-    assert failed(verdict) == ["parity.onnx", "parity.onnx-default"]
+    assert failed(verdict) == ["parity.onnx", "parity.onnx-default", "agreement"]
     assert "g.safetensors" in verdict["parity.onnx"].detail
 
 
@@ -280,7 +286,8 @@ def test_nan_in_the_output_fails(tmp_path: Path) -> None:
         bias.CopyFrom(numpy_helper.from_array(np.asarray([0, 0, np.nan, 0, 0, 0], np.float32), "fc.bias"))
 
     verdict = judge(make_twin(), tmp_path, poison)
-    assert failed(verdict) == ["parity.onnx", "parity.onnx-default"]
+    assert failed(verdict) == ["pattern", "repeatable", "parity.onnx", "parity.onnx-default", "agreement"]
+    assert "ONNX Runtime: output 'output' has 4 NaN or infinite values of 24" in verdict["repeatable"].detail
     assert "8 NaN or infinite values of 48" in verdict["parity.onnx"].detail
     json.dumps(verdict.to_json(), allow_nan=False)
 
@@ -297,7 +304,9 @@ def test_a_file_that_is_no_onnx_fails_every_check_that_reads_it(damage: str, tmp
         path.write_bytes(b"hello" if damage == "text" else b"")
     golden = twin.golden(tmp_path / "g.safetensors")
     verdict = verify_model(path, codes=twin.codes, model=twin.model(), golden=golden)
-    assert failed(verdict) == ["pattern", "codes", "parity.onnx", "parity.onnx-default"]
+    assert failed(verdict) == [
+        "pattern", "codes", "repeatable", "parity.onnx", "parity.onnx-default", "agreement"
+    ]  # fmt: skip
     assert all("\n" not in check.detail and len(check.detail) < 400 for check in verdict.checks)
 
 
@@ -322,8 +331,8 @@ def test_a_model_that_does_not_load_fails_what_needs_it_and_golden_outputs_stand
 
     golden = twin.golden(tmp_path / "g.safetensors")
     verdict = verify_model(twin.write(tmp_path / "m.onnx"), codes=twin.codes, model=load, golden=golden)
-    assert failed(verdict) == ["codes", "parity.onnx"]
-    for name in ("codes", "parity.onnx"):
+    assert failed(verdict) == ["codes", "repeatable", "parity.folded", "parity.onnx", "agreement"]
+    for name in failed(verdict):
         assert "fc.bias" in verdict[name].detail
     assert "relative" in verdict["parity.onnx"].figures
 
@@ -348,7 +357,8 @@ def test_an_uncompressed_model_proves_nothing_about_codes(tmp_path: Path) -> Non
             model.graph.node.remove(dequantize)
 
     verdict = verify_model(twin.write(tmp_path / "m.onnx", leave_all), codes={}, model=twin.model())
-    assert [verdict[name].status for name in NAMES[1:4]] == ["not checked", "not checked", "pass"]
+    names = ("pattern", "codes", "parity.onnx")
+    assert [verdict[name].status for name in names] == ["not checked", "not checked", "pass"]
     assert failed(verify_model(twin.write(tmp_path / "m.onnx"), codes={})) == ["codes"]  # codes that nobody trained
 
 

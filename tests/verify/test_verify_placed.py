@@ -17,8 +17,8 @@ from slope_compile.placement.passes.precision import SetPrecision
 from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.verify.allowed import half_tensors, of_engine
+from slope_compile.verify.chain import Chain
 from slope_compile.verify.placed import check_placed
-from slope_compile.verify.runners import reference_session
 from slope_compile.verify.tolerance import Tolerance, in_half
 from slope_compile.verify.verdict import Check, Once, attempt
 
@@ -89,12 +89,9 @@ class Files:
     def check(self, feeds: int = 1) -> Check:
         rng = np.random.default_rng(5)
         some = [{"x": rng.standard_normal((6, 3, 8, 8)).astype(np.float32)} for _ in range(feeds)]
-        loaded = (
-            Once(lambda: reference_session(self.exported)),
-            Once(lambda: coded_weights(self.exported)),
-            Once(lambda: stored_quantizers(self.exported)),
-        )
-        return attempt("parity.placed", lambda: check_placed(self.placed, self.exported, *loaded, lambda: some))
+        loaded = (Once(lambda: coded_weights(self.exported)), Once(lambda: stored_quantizers(self.exported)))
+        chain = Chain(self.exported, None, None, some)
+        return attempt("parity.placed", lambda: check_placed(self.placed, chain, *loaded))
 
 
 def files(folder: Path, precision: Any, activations: bool, edit: Edit | None = None) -> Files:
@@ -252,7 +249,7 @@ def test_padding_must_be_zero(tmp_path: Path) -> None:
 def test_what_is_not_there(tmp_path: Path) -> None:
     made = files(tmp_path, "fp32", False)
     nothing = Once(lambda: [])
-    unbuilt = attempt("p", lambda: check_placed(None, made.exported, Once(None), nothing, nothing, lambda: []))
+    unbuilt = attempt("p", lambda: check_placed(None, Chain(made.exported, None, None, []), nothing, nothing))
     assert (unbuilt.status, unbuilt.detail) == ("not checked", "nothing was built")
     assert made.check(feeds=0).status == "not checked"
     made.placed.unlink()

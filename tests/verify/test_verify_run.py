@@ -12,11 +12,13 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from engine_files import write_layers
 from onnx import numpy_helper
+from safetensors.numpy import save_file
 from verify_twins import CHANNELS, SIDE, Twin, TwinModel, initializer, make_twin
 
 import slope_compile as sc
-from slope_compile.artifacts import FileDigest, RunFolder
+from slope_compile.artifacts import RunFolder
 from slope_compile.codes_file import save_codes
 from slope_compile.errors import ArtifactError
 from slope_compile.events import Events
@@ -28,6 +30,8 @@ RECIPE: Recipe = recipe_from(
     {"model": {"name": "torchvision/resnet18"}, "data": {"source": "digits", "batch": 7}}, "test"
 )
 
+READS_GOLDEN = ("parity.onnx", "parity.onnx-default", "parity.placed", "agreement")
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
@@ -35,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     twin, folder = make_twin(), RunFolder(tmp_path / "run")
     train, export, build = (folder.fresh_partial(stage) for stage in ("train", "export", "build/a100"))
     save_codes(train / "codes.safetensors", twin.codes)
-    (train / "checkpoint.safetensors").write_bytes(b"weights")
+    save_file({"fc.bias": twin.bias}, train / "checkpoint.safetensors")
     (train / "metrics.json").write_text(
         json.dumps({"metric": "accuracy", "fp32": {"accuracy": 1.0}, "compressed": {"accuracy": 1.0}})
     )
@@ -43,8 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     twin.golden(export / "golden.safetensors")
     (build / "model.engine").write_bytes(b"plan")
     twin.write(build / "placed.onnx")
-    header = {"onnx_sha256": FileDigest.of(export / "model.onnx").sha256, "sm": "8.0", "target": "a100"}
-    (build / "layers.json").write_text(json.dumps({"header": header, "layers": []}))
+    write_layers(build, export / "model.onnx")
     for stage in ("train", "export", "build/a100"):
         folder.commit(stage, {}, {})
     images = torch.randn(20, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -89,9 +92,9 @@ def judge(folder: RunFolder, target: str = "a100") -> Verdict:
 def test_a_whole_run_passes_every_check_but_the_engines(run: RunFolder) -> None:
     verdict = judge(run)
     assert verdict.verdict == "pass"
-    assert {check.name: check.status for check in verdict.checks if check.status != "pass"} == {
-        "parity.engine": "not checked"
-    }
+    assert {check.name: check.status for check in verdict.checks if check.status != "pass"} == dict.fromkeys(
+        ("parity.folded", "parity.engine", "engine.layers"), "not checked"
+    )
     assert verdict["digest"].figures["files"] == 8
     assert verdict["metric"].figures["items"] == 20
     assert verdict["metric"].figures["onnx"] == 1.0
@@ -117,10 +120,10 @@ def test_an_edited_file_fails_digest_and_is_examined_all_the_same(run: RunFolder
     [
         ("train/codes.safetensors", {"digest", "codes"}),
         ("train/metrics.json", {"digest", "metric"}),
-        ("export/golden.safetensors", {"digest", "parity.onnx", "parity.onnx-default", "parity.placed"}),
-        ("build/a100/layers.json", {"digest", "parity.engine"}),
-        ("build/a100/placed.onnx", {"digest", "parity.placed"}),
-        ("train/checkpoint.safetensors", {"digest"}),
+        ("export/golden.safetensors", {"digest", *READS_GOLDEN}),
+        ("build/a100/layers.json", {"digest", "parity.engine", "engine.layers"}),
+        ("build/a100/placed.onnx", {"digest", "pattern", "parity.placed", "engine.layers"}),
+        ("train/checkpoint.safetensors", {"digest", "pattern"}),
     ],
 )
 def test_each_truncated_file_fails_the_checks_that_read_it(run: RunFolder, name: str, failing: set[str]) -> None:
@@ -136,8 +139,8 @@ def test_an_edited_engine_is_not_loaded(run: RunFolder, monkeypatch: pytest.Monk
     (run.path / "build/a100/model.engine").write_bytes(b"evil")
     verdict = judge(run)
     assert verdict["digest"].status == "fail"
-    assert verdict["parity.engine"].status == "not checked"
-    assert "not loaded" in verdict["parity.engine"].detail
+    assert verdict["parity.engine"].status == "fail"
+    assert "refused, not loaded" in verdict["parity.engine"].detail
 
 
 def test_a_target_without_an_engine_is_verified_without_it(run: RunFolder) -> None:

@@ -21,7 +21,7 @@ from slope_compile.placement.passes.half_nodes import constant, half_nodes, int8
 from slope_compile.placement.passes.slots import FLOAT, admit_bfloat16, find_schema, formal
 from slope_compile.placement.passes.value_types import infer_types
 from slope_compile.qdq.graph import is_standard, scopes
-from slope_compile.qdq.tensors import dtype_name, load_model
+from slope_compile.qdq.tensors import dtype_name, load_graph
 from slope_compile.targets.backends import Backend
 from slope_compile.targets.target import Target
 
@@ -50,7 +50,7 @@ def resolve_precision(
     if wanted == "fp32":
         return "fp32", "asked for"
     name = TYPES["bf16" if wanted == "bf16" else "fp16"].name
-    proto = load_model(model)
+    proto = load_graph(model)
     found = {op for scope in scopes(proto) for node in scope.nodes for op in _SUBGRAPHS if is_standard(node, op)}
     subgraphs = f"the graph has {' and '.join(sorted(found))}, whose bodies stay float32" if found else ""
     lacking = f"{target.devices} has no {name}" if name not in target.types else ""

@@ -15,7 +15,9 @@ from slope_compile.errors import DataError, RecipeError
 from slope_compile.recipe import Recipe
 from slope_compile.train.data import Data
 from slope_compile.train.detection.dataset import DetectionDataset, Item, Target
+from slope_compile.train.detection.matches import MatchingBackend
 from slope_compile.train.detection.models import predicts_masks
+from slope_compile.train.validation import Detected
 
 MASK_THRESHOLD = 0.5  # from this probability on a pixel belongs to the object
 FIGURES = ("map", "map_50", "map_75")  # over IoU 0.50 to 0.95, at 0.50 and at 0.75
@@ -101,6 +103,8 @@ class DetectionMeter:
             iou_type=tuple(self._kinds), sync_on_compute=False, distributed_available_fn=lambda: False
         )
         self._metric.warn_on_many_detections = False  # it looks at the best 100, as COCO does
+        self._metric._coco_backend = self._matching = MatchingBackend()
+        self._answers: Detected | None = None
 
     def update(self, outputs: Sequence[Mapping[str, Tensor]], batch: DetectionBatch) -> None:
         """Add what was found in the images of a batch."""
@@ -121,6 +125,7 @@ class DetectionMeter:
         self._gather()
         items = len(self._metric.groundtruth_labels)
         found = self._metric.compute()
+        self._answers = self._matching.take(items)
         figures = {
             f"{name}_{figure}": float(found[figure if len(self._kinds) == 1 else f"{kind}_{figure}"])
             for kind, name in reversed(self._kinds.items())
@@ -129,6 +134,11 @@ class DetectionMeter:
         if min(figures.values()) < 0:
             raise DataError("The validation images hold no object at this size.", "Raise data.size.")
         return {**figures, "items": items}
+
+    def answers(self) -> Detected:
+        """Return how each detection was matched by `compute`, those of all ranks."""
+        assert self._answers is not None, "compute() comes first"
+        return self._answers
 
     def _gather(self) -> None:
         """Give every rank what all have seen, in the order of the data set."""

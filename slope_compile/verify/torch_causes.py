@@ -1,0 +1,84 @@
+"""Why a torch model answers differently to the same input: what it calls while it runs, and in which module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def random_causes(model: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Return the modules that draw random numbers, with the operation that draws them, in the order of the calls.
+
+    Args:
+        model: In the mode that it is to be run in.
+        run: Runs it once.
+    """
+    with _watched(model, _draws) as found:
+        run()
+    return [f"{_where(model, name)} draws random numbers ({operation})" for name, operation in found.items()]
+
+
+def batch_causes(model: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Return the modules that normalize with the statistics of the batch they are given.
+
+    Args:
+        model: As of `random_causes`.
+        run: As of `random_causes`.
+    """
+    with _watched(model, _takes_batch_statistics) as found:
+        run()
+    modules = dict(model.named_modules())
+    # An instance norm is computed as a batch norm whose batch is one sample: that is what it should do.
+    told = {name: operation for name, operation in found.items() if not isinstance(modules.get(name), _InstanceNorm)}
+    return [f"{_where(model, name)} normalizes with the batch's own statistics ({op})" for name, op in told.items()]
+
+
+def _where(model: nn.Module, name: str) -> str:
+    return f"module '{name}'" if name else f"the forward of {type(model).__name__}"
+
+
+@contextmanager
+def _watched(model: nn.Module, wanted: Callable[[Any, tuple[Any, ...]], bool]) -> Iterator[dict[str, str]]:
+    """Collect module -> the first operation in it that is `wanted`, while the model runs."""
+    inside: list[str] = [""]
+    found: dict[str, str] = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+            if wanted(func, args):
+                found.setdefault(inside[-1], str(func))
+            return func(*args, **(kwargs or {}))
+
+    def leave(*_: object) -> None:
+        inside.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(*_: object, name: str = name) -> None:
+            inside.append(name)
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    try:
+        with Watch():
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _draws(func: Any, args: tuple[Any, ...]) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
+def _takes_batch_statistics(func: Any, args: tuple[Any, ...]) -> bool:
+    if "batch_norm" not in str(func):
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    return any(value is True for name, value in zip(names, args, strict=False) if name in ("training", "train"))
