@@ -24,8 +24,8 @@ import numpy.typing as npt
 from slope_compile import machine
 from slope_compile.artifacts import write_atomically
 from slope_compile.train.validation import THRESHOLDS, Detected, Matches, Objects
-from slope_compile.verify import average_precision, bootstrap
-from slope_compile.verify.bootstrap import Interval
+from slope_compile.verify.metric import average_precision, bootstrap
+from slope_compile.verify.metric.bootstrap import Interval
 
 ITEMS = (100, 359, 1000, 10_000)
 ACCURACIES = (0.7, 0.95, 0.99, 0.999)  # of the reference

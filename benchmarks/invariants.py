@@ -32,9 +32,9 @@ from slope_compile.artifacts import FileDigest, write_atomically
 from slope_compile.codes_file import StoredCodes, save_codes
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.qdq.reader import iter_weights
-from slope_compile.verify.laws import Artifacts, examine_placed
+from slope_compile.verify.laws.check import Declared, check_codes, check_pattern
+from slope_compile.verify.laws.files import Artifacts, examine_placed
 from slope_compile.verify.verdict import Once
-from slope_compile.verify.weights import Declared, check_codes, check_pattern
 
 WEIGHTS = 1_000_000_000
 Codes = npt.NDArray[np.int8]

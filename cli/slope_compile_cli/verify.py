@@ -168,7 +168,7 @@ def _verify_run(
 
 
 def _baseline(path: Path, run: Path, recipe: Recipe, targets: list[str]) -> RunFolder:
-    from slope_compile.verify.baseline import open_baseline
+    from slope_compile.verify.baseline.check import open_baseline
 
     if path.resolve() == run.resolve():
         raise RecipeError(

@@ -28,8 +28,8 @@ from slope_compile.targets.backends import BACKENDS, Backend, choose_backend
 from slope_compile.targets.gpu import find_gpu
 from slope_compile.targets.refusals import require_buildable
 from slope_compile.targets.target import find_target
+from slope_compile.verify.laws.check import check_codes
 from slope_compile.verify.verdict import Once
-from slope_compile.verify.weights import check_codes
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from slope_compile.targets.backends import BACKENDS, Backend
 from slope_compile.targets.refusals import require_possible
 from slope_compile.targets.target import Target, TensorRTRange, find_target
 from slope_compile.targets.versions import parse_version
-from slope_compile.verify.allowed import of_engine
-from slope_compile.verify.golden import read_golden
-from slope_compile.verify.parity import named
+from slope_compile.verify.chain.golden import read_golden
+from slope_compile.verify.parity.allowed import of_engine
+from slope_compile.verify.parity.outputs import named
 from slope_compile.verify.verdict import NotCheckedError
 
 SUFFIX = ".bundle.zip"

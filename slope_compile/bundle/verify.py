@@ -17,13 +17,13 @@ from slope_compile.errors import CheckFailedError
 from slope_compile.events import Events
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.verify.asked import Asked
-from slope_compile.verify.digests import digests_of
-from slope_compile.verify.engine import EngineUnderTest, engine_under_test
-from slope_compile.verify.engine_layers import check_engine_layers
+from slope_compile.verify.built.check import check_engine_layers
 from slope_compile.verify.files import write_verdict
-from slope_compile.verify.metric import MetricTask
+from slope_compile.verify.laws.digests import digests_of
+from slope_compile.verify.metric.check import MetricTask
 from slope_compile.verify.model import verify_model
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.parity.engine import EngineUnderTest, engine_under_test
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Verdict, attempt
 
 if TYPE_CHECKING:

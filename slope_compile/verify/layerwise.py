@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from slope_compile.artifacts import storage_errors
 from slope_compile.errors import StorageError
-from slope_compile.verify.allowed import half_tensors
-from slope_compile.verify.chain import DEFAULT, ENGINE, FOLDED, ONNX, PLACED, TRAINED, Chain
-from slope_compile.verify.runners import input_names
-from slope_compile.verify.tolerance import Tolerance, in_half
+from slope_compile.verify.chain.places import DEFAULT, ENGINE, FOLDED, ONNX, PLACED, TRAINED, Chain
+from slope_compile.verify.chain.runners import input_names
+from slope_compile.verify.parity.allowed import half_tensors
+from slope_compile.verify.parity.tolerance import Tolerance, in_half
 from slope_compile.verify.verdict import Check, NotCheckedError, reason, significant
 
 if TYPE_CHECKING:

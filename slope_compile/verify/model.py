@@ -12,23 +12,23 @@ from slope_compile.compression.codes import CodedTensor
 from slope_compile.events import Events
 from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights, iter_weights
-from slope_compile.verify.agreement import check_agreement
-from slope_compile.verify.allowed import live_weights, of_default, of_engine, of_outputs
-from slope_compile.verify.chain import ENGINE, ONNX, Chain
-from slope_compile.verify.digests import Digests, check_digests
-from slope_compile.verify.engine import EngineUnderTest, check_engine
-from slope_compile.verify.hops import check_default, check_folded, check_onnx
-from slope_compile.verify.laws import Artifacts
+from slope_compile.verify.chain.places import ENGINE, ONNX, Chain
+from slope_compile.verify.chain.repeatable import check_repeatable
+from slope_compile.verify.chain.runners import Arrays
+from slope_compile.verify.chain.saved import save_chain
+from slope_compile.verify.laws.check import Declared, check_codes, check_pattern
+from slope_compile.verify.laws.digests import Digests, check_digests
+from slope_compile.verify.laws.files import Artifacts
 from slope_compile.verify.layerwise import Layerwise
-from slope_compile.verify.metric import MetricTask, check_metric
-from slope_compile.verify.placed import check_placed
-from slope_compile.verify.repeatable import check_repeatable
-from slope_compile.verify.runners import Arrays
-from slope_compile.verify.saved import save_chain
-from slope_compile.verify.steps import step_problems
-from slope_compile.verify.tolerance import Tolerance, tolerance_of
+from slope_compile.verify.metric.check import MetricTask, check_metric
+from slope_compile.verify.parity.agreement import check_agreement
+from slope_compile.verify.parity.allowed import live_weights, of_default, of_engine, of_outputs
+from slope_compile.verify.parity.engine import EngineUnderTest, check_engine
+from slope_compile.verify.parity.hops import check_default, check_folded, check_onnx
+from slope_compile.verify.parity.placed import check_placed
+from slope_compile.verify.parity.steps import step_problems
+from slope_compile.verify.parity.tolerance import Tolerance, tolerance_of
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, T, Verdict, attempt
-from slope_compile.verify.weights import Declared, check_codes, check_pattern
 
 if TYPE_CHECKING:
     from torch import nn

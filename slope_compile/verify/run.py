@@ -15,14 +15,14 @@ from slope_compile.recipe import Recipe
 from slope_compile.train.validation import FILE as RECORD
 from slope_compile.train.validation import Answers, load_record
 from slope_compile.verify.asked import Asked
-from slope_compile.verify.baseline import check_baseline
-from slope_compile.verify.compared import Compared
-from slope_compile.verify.digests import digests_of
-from slope_compile.verify.engine import EngineUnderTest, engine_under_test
-from slope_compile.verify.engine_layers import check_engine_layers
+from slope_compile.verify.baseline.check import check_baseline
+from slope_compile.verify.baseline.runs import Compared
+from slope_compile.verify.built.check import check_engine_layers
 from slope_compile.verify.files import write_verdict
-from slope_compile.verify.metric import NO_RECORD, Batch, MetricTask, References
+from slope_compile.verify.laws.digests import digests_of
+from slope_compile.verify.metric.check import NO_RECORD, Batch, MetricTask, References
 from slope_compile.verify.model import verify_model
+from slope_compile.verify.parity.engine import EngineUnderTest, engine_under_test
 from slope_compile.verify.require import parse_required
 from slope_compile.verify.verdict import Check, NotCheckedError, Verdict, reason
 
@@ -150,7 +150,7 @@ def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> Metric
     metric, record = _name(measured), _record(metrics.with_name(RECORD))
     data = load_data(recipe.data, recipe.train.seed, recipe.model.classes)
     if data.kind == "detection":
-        from slope_compile.verify.detection import detection_task
+        from slope_compile.verify.metric.detector import detection_task
 
         references = {
             name: References(_figure(measured, "fp32", name), _figure(measured, "compressed", name))

@@ -19,14 +19,14 @@ from slope_compile.build.single import COMPANIONS
 from slope_compile.errors import ArtifactError, StorageError
 from slope_compile.events import Events
 from slope_compile.recipe import parse_pattern
+from slope_compile.verify.built.check import check_engine_layers
 from slope_compile.verify.ci.write import JSON
 from slope_compile.verify.ci.write import NAMES as REPORTS
-from slope_compile.verify.engine import EngineUnderTest, engine_under_test, read_header
-from slope_compile.verify.engine_layers import check_engine_layers
 from slope_compile.verify.files import write_verdict
+from slope_compile.verify.laws.check import Declared
 from slope_compile.verify.model import verify_model
+from slope_compile.verify.parity.engine import EngineUnderTest, engine_under_test, read_header
 from slope_compile.verify.verdict import Verdict
-from slope_compile.verify.weights import Declared
 
 GOLDEN, LAYERS, OUT = ".golden.safetensors", ".layers.json", ".verify"
 WRITTEN = {"layers.json", "chain", "reproducer", *REPORTS}

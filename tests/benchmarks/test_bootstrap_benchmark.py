@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bootstrap import POPULATION, choose, main, population
-from slope_compile.verify.average_precision import mean_average_precision, plain
+from slope_compile.verify.metric.average_precision import mean_average_precision, plain
 
 
 def test_a_validation_set_of_the_population_counts_an_image_as_often_as_it_was_drawn() -> None:

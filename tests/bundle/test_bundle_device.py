@@ -305,8 +305,8 @@ def test_a_layer_list_that_tells_less_than_the_build_log_fails(device: Path) -> 
 
 
 def test_an_edited_engine_is_not_loaded(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slope_compile.verify.engine.find_gpu", lambda: SimpleNamespace(sm=(8, 0)))
-    monkeypatch.setattr("slope_compile.verify.engine._run_engine", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr("slope_compile.verify.parity.engine.find_gpu", lambda: SimpleNamespace(sm=(8, 0)))
+    monkeypatch.setattr("slope_compile.verify.parity.engine._run_engine", lambda *_: pytest.fail("it was run"))
     (device.parent / "small.a100/build/a100/model.engine").write_bytes(b"evil")
     verdict = verify(device)
     assert verdict["digest"].status == "fail"

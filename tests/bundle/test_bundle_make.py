@@ -20,8 +20,8 @@ from slope_compile.codes_file import load_codes
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.events import Events
 from slope_compile.recipe import BatchRange, load_recipe
-from slope_compile.verify.parity import require_telling
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.parity.outputs import require_telling
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import NotCheckedError
 
 

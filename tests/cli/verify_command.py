@@ -39,7 +39,7 @@ def _no_torch() -> None:
 def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Run:
     """Return what runs `verify` in a folder, on a machine of no CI system."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("slope_compile.verify.engine.find_gpu", lambda: None)
+    monkeypatch.setattr("slope_compile.verify.parity.engine.find_gpu", lambda: None)
     monkeypatch.setattr("slope_compile.verify.run._require_torch", _no_torch)  # its import takes many seconds
     for name in CI_VARIABLES:
         monkeypatch.delenv(name, raising=False)

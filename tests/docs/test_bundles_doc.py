@@ -8,7 +8,7 @@ import pytest
 
 from slope_compile.bundle import archive, verify
 from slope_compile.bundle.contents import INDEX, MAX_FILE_BYTES, NAMES, Contents
-from slope_compile.verify import engine_layers
+from slope_compile.verify.built import check as engine_layers
 
 TEXT = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text(encoding="utf-8")
 

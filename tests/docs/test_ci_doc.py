@@ -9,7 +9,7 @@ import pytest
 from slope_compile_cli import verify
 
 from slope_compile.recipe import BaselineSection
-from slope_compile.verify.baseline import SAME
+from slope_compile.verify.baseline.check import SAME
 from slope_compile.verify.ci.write import NAMES
 from slope_compile.verify.require import CHECKS, FAMILIES
 

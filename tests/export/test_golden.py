@@ -9,7 +9,7 @@ from torch import nn
 
 from slope_compile.errors import ModelError
 from slope_compile.export.golden import golden_outputs, write_golden
-from slope_compile.verify.golden import read_golden
+from slope_compile.verify.chain.golden import read_golden
 
 
 class Returns(nn.Module):

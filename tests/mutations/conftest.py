@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mutation_runs import make_runs
 
-from slope_compile.verify.digests import Digests, check_digests
+from slope_compile.verify.laws.digests import Digests, check_digests
 from slope_compile.verify.verdict import Verdict, attempt
 
 

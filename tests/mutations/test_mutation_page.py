@@ -13,7 +13,7 @@ from mutation_list import MUTATIONS, VARIANTS
 from mutation_page import PAGE, render
 from mutation_runs import judged_only, tried
 
-from slope_compile.verify.digests import Digests
+from slope_compile.verify.laws.digests import Digests
 from slope_compile.verify.verdict import Check
 
 CHECKS = ("pattern", "codes", "repeatable", "parity.onnx", "parity.placed", "parity.engine", "engine.layers", "metric")

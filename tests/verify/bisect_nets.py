@@ -18,7 +18,7 @@ from slope_compile.compression.api import compress, fold
 from slope_compile.export.float_graph import frozen_copy
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.verify.bisect import Divergence, OnnxSide, TorchSide, explain
-from slope_compile.verify.tolerance import Tolerance, tolerance_of
+from slope_compile.verify.parity.tolerance import Tolerance, tolerance_of
 
 torch.set_num_threads(1)
 Edit = Callable[[onnx.ModelProto], None]

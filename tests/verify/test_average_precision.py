@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slope_compile.train.detection.task import DetectionBatch, DetectionMeter
 from slope_compile.train.validation import Detected, Matches, Objects
-from slope_compile.verify.average_precision import (
+from slope_compile.verify.metric.average_precision import (
     RESAMPLES,
     drop_interval,
     mean_average_precision,
@@ -18,7 +18,7 @@ from slope_compile.verify.average_precision import (
     plain,
     resampled,
 )
-from slope_compile.verify.bootstrap import unseen
+from slope_compile.verify.metric.bootstrap import unseen
 
 SIDE, CLASSES, IMAGES = 32, 3, 40
 Scene = tuple[dict[str, Tensor], dict[str, Tensor]]  # what is there, what is found
@@ -131,7 +131,7 @@ def test_large_resamples_are_worked_off_in_parts(whole: Measured, monkeypatch: p
     _, answers = whole
     at_once = resampled({"a": answers}, "box")["a"]
     assert at_once.shape == (RESAMPLES,) and at_once.std() > 0.01
-    monkeypatch.setattr("slope_compile.verify.average_precision.AT_ONCE", 10_000)
+    monkeypatch.setattr("slope_compile.verify.metric.average_precision.AT_ONCE", 10_000)
     assert np.array_equal(resampled({"a": answers}, "box")["a"], at_once)
 
 

@@ -22,14 +22,14 @@ from polygraphy.json import load_json
 
 from slope_compile.placement.passes.precision import SetPrecision
 from slope_compile.qdq.reader import coded_weights
-from slope_compile.verify.allowed import half_tensors
 from slope_compile.verify.bisect import OnnxSide, TorchSide, engine_note, explain, layer_errors
 from slope_compile.verify.bisect.distance import relative_error
 from slope_compile.verify.bisect.points import Key, groups
 from slope_compile.verify.bisect.reproducer import clear_reproducers, write_reproducer
 from slope_compile.verify.bisect.search import bisect, common_points, locally
-from slope_compile.verify.runners import Array, Arrays
-from slope_compile.verify.tolerance import Tolerance, in_half, tolerance_of
+from slope_compile.verify.chain.runners import Array, Arrays
+from slope_compile.verify.parity.allowed import half_tensors
+from slope_compile.verify.parity.tolerance import Tolerance, in_half, tolerance_of
 from slope_compile.verify.verdict import NotCheckedError
 
 # Polygraphy's command, but for torch, which it looks for and does not need: loading it takes longer than all the rest.

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slope_compile.verify import bootstrap
-from slope_compile.verify.bootstrap import (
+from slope_compile.verify.metric import bootstrap
+from slope_compile.verify.metric.bootstrap import (
     PRIOR,
     Interval,
     accuracy_interval,

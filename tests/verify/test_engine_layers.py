@@ -20,8 +20,8 @@ from slope_compile.errors import ArtifactError
 from slope_compile.events import Events
 from slope_compile.placement.choose import Place
 from slope_compile.recipe import BatchRange, BuildSection
-from slope_compile.verify.engine import EngineUnderTest
-from slope_compile.verify.engine_layers import check_engine_layers, held_layers
+from slope_compile.verify.built.check import check_engine_layers, held_layers
+from slope_compile.verify.parity.engine import EngineUnderTest
 from slope_compile.verify.verdict import Check, NotCheckedError
 
 # No file tells them: what the recipe asked for, and the version of who built.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from verify_twins import make_codes, make_twin
 
 from slope_compile.qdq.reader import coded_weights
-from slope_compile.verify.tolerance import EPS32, reduction_length, tolerance_of
+from slope_compile.verify.parity.tolerance import EPS32, reduction_length, tolerance_of
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -13,8 +13,8 @@ from slope_compile.artifacts import FileDigest, Mismatch
 from slope_compile.errors import ArtifactError, StorageError
 from slope_compile.verify.ci.junit import junit
 from slope_compile.verify.ci.verified import Verified
-from slope_compile.verify.digests import Digests, check_digests
 from slope_compile.verify.files import write_verdict
+from slope_compile.verify.laws.digests import Digests, check_digests
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, Verdict, attempt, listed, reason, significant
 
 STATUSES = ("pass", "fail", "not checked")

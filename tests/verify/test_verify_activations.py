@@ -19,11 +19,11 @@ import slope_compile as sc
 from slope_compile.compression.activations import TrainedQuantizer
 from slope_compile.compression.api import compress
 from slope_compile.qdq.activations import stored_quantizers
-from slope_compile.verify.parity import require_telling
-from slope_compile.verify.runners import input_names, reference_session
-from slope_compile.verify.segments import behind_choices, moved_by_jitter
-from slope_compile.verify.steps import Quantized, StepDifference
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.runners import input_names, reference_session
+from slope_compile.verify.parity.outputs import require_telling
+from slope_compile.verify.parity.segments import behind_choices, moved_by_jitter
+from slope_compile.verify.parity.steps import Quantized, StepDifference
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import NotCheckedError
 
 

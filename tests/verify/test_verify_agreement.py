@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verify_twins import make_twin
 
-from slope_compile.verify.agreement import check_agreement, divergence
-from slope_compile.verify.chain import DEFAULT, ENGINE, TRAINED, Chain
+from slope_compile.verify.chain.places import DEFAULT, ENGINE, TRAINED, Chain
 from slope_compile.verify.model import verify_model
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.parity.agreement import check_agreement, divergence
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, Once, attempt
 
 SCORES = [[5.0, 4.0, 0.0], [-5.0, 1.0, 1.01]]

@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from verify_twins import make_codes, make_twin
 
 from slope_compile.qdq.reader import coded_weights
-from slope_compile.verify import segments
-from slope_compile.verify.allowed import live_weights, of_default
 from slope_compile.verify.model import verify_model
-from slope_compile.verify.tolerance import Tolerance, in_eight_bits, tolerance_of
+from slope_compile.verify.parity import segments
+from slope_compile.verify.parity.allowed import live_weights, of_default
+from slope_compile.verify.parity.tolerance import Tolerance, in_eight_bits, tolerance_of
 
 NOTHING = Tolerance(0.0, "nothing")
 
@@ -121,7 +121,7 @@ def test_jitter_grows_until_an_integer_turns(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_default_optimizations_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slope_compile.verify import chain
+    from slope_compile.verify.chain import places as chain
 
     twin = make_twin()
     path, golden = twin.write(tmp_path / "m.onnx"), twin.golden(tmp_path / "g")

@@ -12,8 +12,8 @@ from prepared_runs import ENGINE, engine_row, layers_json, make_run
 
 from slope_compile.artifacts import FileDigest, RunFolder
 from slope_compile.recipe import BaselineSection
-from slope_compile.verify.baseline import check_baseline
-from slope_compile.verify.compared import Compared
+from slope_compile.verify.baseline.check import check_baseline
+from slope_compile.verify.baseline.runs import Compared
 from slope_compile.verify.verdict import Check
 
 UNKNOWN = {"chosen": None, "chosen_by": "not checked: TensorRT-RTX chooses kernels at run time"}

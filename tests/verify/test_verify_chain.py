@@ -21,7 +21,7 @@ from torch import nn
 from verify_twins import CHANNELS, SIDE, Twin, TwinModel, initializer
 
 import slope_compile as sc
-from slope_compile.verify import saved
+from slope_compile.verify.chain import saved
 from slope_compile.verify.model import verify_model
 
 PLACES = ("trained", "folded", "onnx", "onnx-default", "placed")

@@ -10,8 +10,8 @@ import torch
 from slope_compile.errors import ArtifactError
 from slope_compile.train.detection.task import DetectionBatch
 from slope_compile.train.validation import Detected, Objects
-from slope_compile.verify.detection import DetectionScore
-from slope_compile.verify.metric import MetricTask, References, check_metric
+from slope_compile.verify.metric.check import MetricTask, References, check_metric
+from slope_compile.verify.metric.detector import DetectionScore
 from slope_compile.verify.verdict import Check, Once, attempt
 
 SIDE, ROWS = 32, 3  # the graph answers with three rows an image, padded with zeros

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slope_compile.verify.parity import Difference, compare
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.parity.outputs import Difference, compare
+from slope_compile.verify.parity.tolerance import Tolerance
 
 STRICT, COARSE = Tolerance(1e-5, "float32"), Tolerance(2e-3, "TF32")
 Arrays = dict[str, Any]

@@ -15,13 +15,13 @@ from slope_compile.artifacts import FileDigest
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.targets.gpu import Gpu, find_gpu
 from slope_compile.targets.options import Options
-from slope_compile.verify import engine as engine_module
-from slope_compile.verify.engine import EngineUnderTest, check_engine, engine_under_test, joined, split
-from slope_compile.verify.golden import read_golden
+from slope_compile.verify.chain.golden import read_golden
+from slope_compile.verify.chain.runners import reference_session
 from slope_compile.verify.model import verify_model
-from slope_compile.verify.parity import named
-from slope_compile.verify.runners import reference_session
-from slope_compile.verify.tolerance import tolerance_of
+from slope_compile.verify.parity import engine as engine_module
+from slope_compile.verify.parity.engine import EngineUnderTest, check_engine, engine_under_test, joined, split
+from slope_compile.verify.parity.outputs import named
+from slope_compile.verify.parity.tolerance import tolerance_of
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, attempt
 
 A100 = Gpu("NVIDIA A100", (8, 0))

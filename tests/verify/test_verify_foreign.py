@@ -17,9 +17,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from slope_compile.qdq.reader import iter_weights
-from slope_compile.verify.laws import Artifacts
+from slope_compile.verify.laws.check import check_pattern
+from slope_compile.verify.laws.files import Artifacts
 from slope_compile.verify.verdict import Check, attempt
-from slope_compile.verify.weights import check_pattern
 
 RNG = np.random.default_rng(0)
 SIGNED = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8}

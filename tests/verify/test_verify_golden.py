@@ -16,9 +16,9 @@ from verify_twins import make_codes, make_twin
 from slope_compile.codes_file import codes_digest
 from slope_compile.errors import ArtifactError
 from slope_compile.export.golden import write_golden
-from slope_compile.verify.golden import read_golden, require_own
+from slope_compile.verify.chain.golden import read_golden, require_own
 from slope_compile.verify.model import verify_model
-from slope_compile.verify.parity import named
+from slope_compile.verify.parity.outputs import named
 
 
 def golden_of(twin: Any, path: Path, codes: Any = None) -> Path:

@@ -20,10 +20,10 @@ from slope_compile.artifacts import RunFolder
 from slope_compile.codes_file import HEADER_KEY, StoredCodes, save_codes
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.qdq.reader import coded_weights, iter_weights
-from slope_compile.verify.digests import check_digests, digests_of
-from slope_compile.verify.laws import Artifacts
+from slope_compile.verify.laws.check import Declared, check_codes, check_pattern
+from slope_compile.verify.laws.digests import check_digests, digests_of
+from slope_compile.verify.laws.files import Artifacts
 from slope_compile.verify.verdict import Check, Once, attempt
-from slope_compile.verify.weights import Declared, check_codes, check_pattern
 
 Edit = Callable[[dict[str, Any]], Any]
 

@@ -12,9 +12,9 @@ from verify_twins import CHANNELS, CLASSES, SIDE, make_twin
 
 from slope_compile.errors import DataError
 from slope_compile.train.validation import MODELS, Classified, Detected, Objects
-from slope_compile.verify.bootstrap import accuracy_interval, drop_interval
-from slope_compile.verify.metric import NO_RECORD, MetricTask, check_metric
-from slope_compile.verify.runners import reference_session
+from slope_compile.verify.chain.runners import reference_session
+from slope_compile.verify.metric.bootstrap import accuracy_interval, drop_interval
+from slope_compile.verify.metric.check import NO_RECORD, MetricTask, check_metric
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, attempt
 
 ITEMS, BATCH = 50, 16

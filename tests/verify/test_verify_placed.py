@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from slope_compile.placement.passes.precision import SetPrecision
 from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights
-from slope_compile.verify.allowed import half_tensors, of_engine
-from slope_compile.verify.chain import Chain
-from slope_compile.verify.placed import check_placed
-from slope_compile.verify.tolerance import Tolerance, in_half
+from slope_compile.verify.chain.places import Chain
+from slope_compile.verify.parity.allowed import half_tensors, of_engine
+from slope_compile.verify.parity.placed import check_placed
+from slope_compile.verify.parity.tolerance import Tolerance, in_half
 from slope_compile.verify.verdict import Check, Once, attempt
 
 node = helper.make_node

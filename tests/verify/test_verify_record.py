@@ -19,7 +19,7 @@ from slope_compile.pipeline import Pipeline
 from slope_compile.recipe import Recipe
 from slope_compile.summary import summarize
 from slope_compile.train.validation import FILE, HEADER, MODELS, Classified, load_record
-from slope_compile.verify.bootstrap import drop_interval
+from slope_compile.verify.metric.bootstrap import drop_interval
 from slope_compile.verify.run import verify_run
 from slope_compile.verify.verdict import Check, Verdict
 

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 from verify_twins import CHANNELS, CLASSES, HIDDEN, SIDE, TwinModel, make_twin, node
 
-from slope_compile.verify.chain import Chain
+from slope_compile.verify.chain.places import Chain
+from slope_compile.verify.chain.repeatable import check_repeatable
 from slope_compile.verify.model import verify_model
-from slope_compile.verify.repeatable import check_repeatable
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Once, Verdict
 
 LATER = ["parity.onnx", "parity.onnx-default", "agreement"]
@@ -236,8 +236,8 @@ def test_a_big_lone_file_is_examined_and_not_run(
     edit: Callable[[onnx.ModelProto], None] | None, status: str, words: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("slope_compile.verify.repeatable.RUN_ALONE", 1000)
-    monkeypatch.setattr("slope_compile.verify.chain.reference_session", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr("slope_compile.verify.chain.repeatable.RUN_ALONE", 1000)
+    monkeypatch.setattr("slope_compile.verify.chain.places.reference_session", lambda _: pytest.fail("it was loaded"))
     verdict = verify_model(make_twin().write(tmp_path / "m.onnx", edit))
     assert (verdict["repeatable"].status, verdict.verdict) == (status, "fail")
     assert words in verdict["repeatable"].detail

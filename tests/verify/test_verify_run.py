@@ -54,7 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     with torch.no_grad():
         labels = twin.model()(images).argmax(1).tolist()
     stand_in(monkeypatch, twin, list(zip(images, labels, strict=True)))
-    monkeypatch.setattr("slope_compile.verify.engine.find_gpu", lambda: None)
+    monkeypatch.setattr("slope_compile.verify.parity.engine.find_gpu", lambda: None)
     return folder
 
 
@@ -134,8 +134,8 @@ def test_each_truncated_file_fails_the_checks_that_read_it(run: RunFolder, name:
 
 
 def test_an_edited_engine_is_not_loaded(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slope_compile.verify.engine.find_gpu", lambda: SimpleNamespace(sm=(8, 0)))
-    monkeypatch.setattr("slope_compile.verify.engine._run_engine", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr("slope_compile.verify.parity.engine.find_gpu", lambda: SimpleNamespace(sm=(8, 0)))
+    monkeypatch.setattr("slope_compile.verify.parity.engine._run_engine", lambda *_: pytest.fail("it was run"))
     (run.path / "build/a100/model.engine").write_bytes(b"evil")
     verdict = judge(run)
     assert verdict["digest"].status == "fail"

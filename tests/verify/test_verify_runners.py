@@ -12,9 +12,9 @@ from polygraphy.logger import G_LOGGER
 from torch import nn
 from verify_twins import CHANNELS, SIDE, make_twin
 
-from slope_compile.verify.parity import Difference, compare
-from slope_compile.verify.runners import TorchRunner, infer, infer_onnx, quiet, random_feed, reference_session
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.runners import TorchRunner, infer, infer_onnx, quiet, random_feed, reference_session
+from slope_compile.verify.parity.outputs import Difference, compare
+from slope_compile.verify.parity.tolerance import Tolerance
 
 EXACT, LOOSE = Tolerance(0.0, "exact"), Tolerance(0.1, "loose")
 
@@ -131,6 +131,6 @@ def test_names_and_shapes_must_be_the_same() -> None:
 
 
 def test_the_rooms_modules_import_without_torch() -> None:
-    modules = "slope_compile.verify.run, slope_compile.verify.worker, slope_compile.verify.files"
+    modules = "slope_compile.verify.run, slope_compile.verify.parity.worker, slope_compile.verify.files"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

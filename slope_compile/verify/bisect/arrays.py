@@ -10,7 +10,7 @@ import numpy as np
 from slope_compile.qdq.tensors import INTEGER_BITS
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.verify.bisect.parameters import in_torch_layout
-from slope_compile.verify.runners import Array
+from slope_compile.verify.chain.runners import Array
 
 FEW = 0.5  # share of elements up to which a difference is of single ones
 SAME = 1e-6  # relative: two float32 products of the same code with the same scale

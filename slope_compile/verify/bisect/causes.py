@@ -16,7 +16,7 @@ from slope_compile.verify.bisect.parameters import attributes_of, constant_of, p
 from slope_compile.verify.bisect.points import Key, Side
 from slope_compile.verify.bisect.search import Local, Points
 from slope_compile.verify.bisect.tensors import tensor_cause
-from slope_compile.verify.runners import Array, Arrays
+from slope_compile.verify.chain.runners import Array, Arrays
 
 FEW = 8  # integers
 

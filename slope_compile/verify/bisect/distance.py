@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from slope_compile.verify.runners import Array
+from slope_compile.verify.chain.runners import Array
 from slope_compile.verify.verdict import significant
 
 CHUNK = 2**20  # elements

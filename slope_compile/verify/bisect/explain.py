@@ -25,8 +25,8 @@ from slope_compile.verify.bisect.search import (
     locally,
 )
 from slope_compile.verify.bisect.torch_side import TorchSide
-from slope_compile.verify.runners import Array, Arrays
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.runners import Array, Arrays
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import NotCheckedError, reason, significant
 
 FUSED = (

@@ -15,7 +15,7 @@ from slope_compile.qdq.graph import is_standard, scopes
 from slope_compile.qdq.reader import trace_constant, weight_inputs
 from slope_compile.qdq.tensors import load_model
 from slope_compile.verify.bisect.points import Key
-from slope_compile.verify.runners import interface
+from slope_compile.verify.chain.runners import interface
 
 NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)

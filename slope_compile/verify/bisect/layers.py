@@ -9,8 +9,8 @@ from slope_compile.verify.bisect.distance import relative_error
 from slope_compile.verify.bisect.onnx_side import OnnxSide
 from slope_compile.verify.bisect.points import Key, Side, groups, matched
 from slope_compile.verify.bisect.search import BUDGET, first_samples
-from slope_compile.verify.runners import Array, Arrays
-from slope_compile.verify.tolerance import EPS32, Tolerance
+from slope_compile.verify.chain.runners import Array, Arrays
+from slope_compile.verify.parity.tolerance import EPS32, Tolerance
 
 SAMPLES = 2
 

@@ -16,7 +16,7 @@ from slope_compile.verify.bisect.graph import NORMS, OnnxGraph
 from slope_compile.verify.bisect.onnx_side import OnnxSide
 from slope_compile.verify.bisect.points import Side
 from slope_compile.verify.bisect.torch_side import TorchSide
-from slope_compile.verify.runners import Array
+from slope_compile.verify.chain.runners import Array
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from slope_compile.verify.bisect.parameters import parameters
 from slope_compile.verify.bisect.points import Key, Side
 from slope_compile.verify.bisect.search import Local, Points
 from slope_compile.verify.bisect.torch_side import TorchSide
-from slope_compile.verify.runners import Arrays, quiet
+from slope_compile.verify.chain.runners import Arrays, quiet
 
 FOLDER, MODEL, INPUTS, OUTPUTS, COMMAND = "reproducer", "model.onnx", "inputs.json", "outputs.json", "command.txt"
 OPSET, IR_VERSION = 21, 10  # of a layer that torch computes

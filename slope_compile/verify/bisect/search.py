@@ -17,16 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from slope_compile.verify.allowed import half_tensors
 from slope_compile.verify.bisect.distance import relative_error, share_beyond
 from slope_compile.verify.bisect.onnx_side import OnnxSide
 from slope_compile.verify.bisect.points import Key, Side, best_named, groups, matched
 from slope_compile.verify.bisect.torch_side import TorchSide
-from slope_compile.verify.detections import FLOAT_SHARE
-from slope_compile.verify.runners import Array, Arrays
-from slope_compile.verify.segments import DECIDES
-from slope_compile.verify.steps import Levels, Quantized, StepDifference
-from slope_compile.verify.tolerance import EPS32, Tolerance, in_half
+from slope_compile.verify.chain.runners import Array, Arrays
+from slope_compile.verify.parity.allowed import half_tensors
+from slope_compile.verify.parity.detections import FLOAT_SHARE
+from slope_compile.verify.parity.segments import DECIDES
+from slope_compile.verify.parity.steps import Levels, Quantized, StepDifference
+from slope_compile.verify.parity.tolerance import EPS32, Tolerance, in_half
 from slope_compile.verify.verdict import reason
 
 BUDGET = 2**27  # bytes of tensors that are held of each side at a time

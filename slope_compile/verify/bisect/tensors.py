@@ -7,7 +7,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from slope_compile.verify.runners import Array
+from slope_compile.verify.chain.runners import Array
 
 NEAR = 1e-3  # of the largest value: what a test calls equal
 LEVELS = 256  # of an 8-bit quantizer

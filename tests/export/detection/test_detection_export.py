@@ -18,8 +18,8 @@ from slope_compile.compression.api import codes
 from slope_compile.export.detection import paste_masks
 from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights
+from slope_compile.verify.chain.runners import reference_session
 from slope_compile.verify.model import verify_model
-from slope_compile.verify.runners import reference_session
 
 DETECTIONS, LEVELS = 8, 3
 

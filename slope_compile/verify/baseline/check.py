@@ -16,8 +16,8 @@ from slope_compile.errors import RecipeError
 from slope_compile.metric_names import compared as metrics_of
 from slope_compile.metric_names import words
 from slope_compile.recipe import Recipe, load_recipe
-from slope_compile.verify.baseline_engine import check_latency, check_layers, check_sparse
-from slope_compile.verify.compared import OURS, THEIRS, Compared, not_readable, read_stage
+from slope_compile.verify.baseline.engine import check_latency, check_layers, check_sparse
+from slope_compile.verify.baseline.runs import OURS, THEIRS, Compared, not_readable, read_stage
 from slope_compile.verify.verdict import Check, NotCheckedError, attempt, listed, significant
 
 PACKED = "model.slope"

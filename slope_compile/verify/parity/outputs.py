@@ -16,10 +16,10 @@ from polygraphy.comparator import Comparator, IterationResult, RunResults, Simpl
 
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.tensors import load_graph
-from slope_compile.verify.detections import Detections, are_detections, match
-from slope_compile.verify.golden import Golden, require_own, require_shapes
-from slope_compile.verify.runners import Array, Arrays, interface, quiet
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.golden import Golden, require_own, require_shapes
+from slope_compile.verify.chain.runners import Array, Arrays, interface, quiet
+from slope_compile.verify.parity.detections import Detections, are_detections, match
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import NotCheckedError, significant
 
 NOTHING_DETECTED = "nothing is detected in any sample: there is nothing to compare"

@@ -20,7 +20,7 @@ from slope_compile.errors import ArtifactError
 from slope_compile.qdq.reader import iter_weights
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.tensor_file import TensorFile
-from slope_compile.verify.runners import Array, Arrays
+from slope_compile.verify.chain.runners import Array, Arrays
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ValueInfoProto

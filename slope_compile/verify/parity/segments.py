@@ -23,7 +23,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from slope_compile.qdq.activations import StoredQuantizer
 from slope_compile.qdq.tensors import load_model
-from slope_compile.verify.runners import Arrays, load_session
+from slope_compile.verify.chain.runners import Arrays, load_session
 
 if TYPE_CHECKING:
     import onnxruntime as ort

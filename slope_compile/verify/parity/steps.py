@@ -37,11 +37,11 @@ import numpy as np
 from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
 from slope_compile.qdq.checks import Finding
 from slope_compile.qdq.tensors import load_graph
-from slope_compile.verify.detections import FLOAT_SHARE
-from slope_compile.verify.parity import Difference, compare
-from slope_compile.verify.runners import Array, Arrays, TorchRunner, infer
-from slope_compile.verify.segments import behind_choices, cut_session, made
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.runners import Array, Arrays, TorchRunner, infer
+from slope_compile.verify.parity.detections import FLOAT_SHARE
+from slope_compile.verify.parity.outputs import Difference, compare
+from slope_compile.verify.parity.segments import behind_choices, cut_session, made
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import significant
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from slope_compile.metric_names import compared
 from slope_compile.train.detection.task import Detection, DetectionBatch, DetectionMeter
 from slope_compile.train.loader import batches, in_order
 from slope_compile.train.validation import Answers, Detected
-from slope_compile.verify.metric import NO_RECORD, Batch, MetricTask, References
-from slope_compile.verify.runners import Arrays
+from slope_compile.verify.chain.runners import Arrays
+from slope_compile.verify.metric.check import NO_RECORD, Batch, MetricTask, References
 
 
 class DetectionScore:

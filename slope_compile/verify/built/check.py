@@ -17,14 +17,14 @@ from slope_compile.build.inspector import NOWHERE
 from slope_compile.errors import ArtifactError
 from slope_compile.placement.choose import Place
 from slope_compile.targets.backends import BACKENDS, Backend
-from slope_compile.verify.engine import EngineUnderTest
-from slope_compile.verify.engine_header import header_problems
-from slope_compile.verify.layer_rows import (
+from slope_compile.verify.built.header import header_problems
+from slope_compile.verify.built.rows import (
     count_weights,
     engine_problems,
     placement_problems,
     stored_rows,
 )
+from slope_compile.verify.parity.engine import EngineUnderTest
 from slope_compile.verify.verdict import Check, NotCheckedError, Status, listed
 
 NAME = "engine.layers"

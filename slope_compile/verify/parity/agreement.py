@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from slope_compile.verify.chain import DEFAULT, ENGINE, ONNX, TRAINED, WORDS, Chain
-from slope_compile.verify.parity import compare, require_found, told_only
-from slope_compile.verify.runners import Array, Arrays, samples_of
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.places import DEFAULT, ENGINE, ONNX, TRAINED, WORDS, Chain
+from slope_compile.verify.chain.runners import Array, Arrays, samples_of
+from slope_compile.verify.parity.outputs import compare, require_found, told_only
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, listed, significant
 
 NAME = "agreement"

@@ -12,9 +12,9 @@ from slope_compile.qdq.graph import live_names, scopes
 from slope_compile.qdq.reader import iter_weights
 from slope_compile.qdq.tensors import load_graph
 from slope_compile.qdq.weights import CodedWeight
-from slope_compile.verify.runners import Arrays, optimized_graph
-from slope_compile.verify.segments import moved_by_jitter
-from slope_compile.verify.tolerance import Tolerance, in_eight_bits, in_half, tolerance_of, widened
+from slope_compile.verify.chain.runners import Arrays, optimized_graph
+from slope_compile.verify.parity.segments import moved_by_jitter
+from slope_compile.verify.parity.tolerance import Tolerance, in_eight_bits, in_half, tolerance_of, widened
 
 _HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 

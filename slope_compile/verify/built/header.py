@@ -18,7 +18,7 @@ from slope_compile.qdq.tensors import load_graph
 from slope_compile.targets.backends import BACKENDS
 from slope_compile.targets.options import Options
 from slope_compile.targets.target import find_target
-from slope_compile.verify.allowed import half_tensors
+from slope_compile.verify.parity.allowed import half_tensors
 
 PRECISION = "precision"  # not among KEYS: nothing that runs an engine reads it
 _IN_FLOAT = ("int8-weight", "int4-storage", "sparse-fp16")  # placements whose product is one of activations' type

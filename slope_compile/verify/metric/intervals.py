@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from slope_compile.train.validation import Answers, Classified, Detected
-from slope_compile.verify import average_precision, bootstrap
-from slope_compile.verify.bootstrap import Interval
+from slope_compile.verify.metric import average_precision, bootstrap
+from slope_compile.verify.metric.bootstrap import Interval
 
 
 @dataclass(frozen=True)

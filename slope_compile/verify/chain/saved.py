@@ -17,8 +17,8 @@ from polygraphy.json import save_json
 
 from slope_compile.artifacts import storage_errors
 from slope_compile.qdq.tensors import load_model
-from slope_compile.verify.chain import PLACES, TRAINED, Chain
-from slope_compile.verify.runners import Array, Arrays, quiet, samples_of
+from slope_compile.verify.chain.places import PLACES, TRAINED, Chain
+from slope_compile.verify.chain.runners import Array, Arrays, quiet, samples_of
 
 MAX_BYTES = 2**25  # of arrays in a file; base64 makes 4 bytes of 3
 FOLDER: Final = "chain"

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slope_compile.train.validation import THRESHOLDS, Detected, Matches, Objects
-from slope_compile.verify.bootstrap import SEED, Interval, of_values, unseen
+from slope_compile.verify.metric.bootstrap import SEED, Interval, of_values, unseen
 
 # Each resample is an evaluation of its own. With 1,000 an end of the interval is off by about 4 % of its distance from
 # the figure (one standard error of a 2.5 % quantile of a normal distribution), and COCO's 5,000 images take seconds.

@@ -62,8 +62,8 @@ def _run(engine: bytes, backend: str, feeds: int, inputs: bytes) -> bytes:
     trt = select_in_polygraphy(BACKENDS[backend])  # before anything else imports Polygraphy
     from polygraphy.exception import PolygraphyException
 
-    from slope_compile.verify.engine import unpack
-    from slope_compile.verify.runners import infer
+    from slope_compile.verify.chain.runners import infer
+    from slope_compile.verify.parity.engine import unpack
 
     try:
         outputs = infer(_runner(trt, engine), unpack(load(inputs), feeds))

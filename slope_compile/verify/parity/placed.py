@@ -20,16 +20,23 @@ from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_graph, load_model
 from slope_compile.qdq.weights import CodedWeight
-from slope_compile.verify.allowed import half_tensors, of_outputs
-from slope_compile.verify.chain import ONNX, PLACED, Chain
-from slope_compile.verify.constants import placed_problems
-from slope_compile.verify.detections import FLOAT_SHARE
-from slope_compile.verify.engine import split
-from slope_compile.verify.parity import Difference, compare, require_found, require_telling
-from slope_compile.verify.runners import Arrays, infer_onnx, interface, load_session, output_names, reference_session
-from slope_compile.verify.segments import behind_choices, cut_session, made
-from slope_compile.verify.steps import CHUNK, Quantized, StepDifference, step_figures
-from slope_compile.verify.tolerance import Tolerance, in_half, tolerance_of
+from slope_compile.verify.chain.places import ONNX, PLACED, Chain
+from slope_compile.verify.chain.runners import (
+    Arrays,
+    infer_onnx,
+    interface,
+    load_session,
+    output_names,
+    reference_session,
+)
+from slope_compile.verify.laws.constants import placed_problems
+from slope_compile.verify.parity.allowed import half_tensors, of_outputs
+from slope_compile.verify.parity.detections import FLOAT_SHARE
+from slope_compile.verify.parity.engine import split
+from slope_compile.verify.parity.outputs import Difference, compare, require_found, require_telling
+from slope_compile.verify.parity.segments import behind_choices, cut_session, made
+from slope_compile.verify.parity.steps import CHUNK, Quantized, StepDifference, step_figures
+from slope_compile.verify.parity.tolerance import Tolerance, in_half, tolerance_of
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, significant
 
 if TYPE_CHECKING:

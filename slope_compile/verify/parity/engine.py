@@ -19,9 +19,9 @@ from slope_compile.build.header import check_engine as check_header
 from slope_compile.child import ask
 from slope_compile.errors import ArtifactError, BackendError
 from slope_compile.targets.gpu import find_gpu
-from slope_compile.verify.parity import Pair, compare, require_found, require_telling
-from slope_compile.verify.runners import Arrays, infer_onnx
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.runners import Arrays, infer_onnx
+from slope_compile.verify.parity.outputs import Pair, compare, require_found, require_telling
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, significant
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ REFUSED = (
     "(--trust-engine loads it all the same)"
 )
 MAX_SMALLEST = 4096  # samples that a profile may ask for at least: a feed of fewer is repeated until it has them
-_WORKER = "from slope_compile.verify.worker import main; main()"
+_WORKER = "from slope_compile.verify.parity.worker import main; main()"
 
 
 @dataclass(frozen=True)

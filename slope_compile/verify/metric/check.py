@@ -16,9 +16,9 @@ import numpy.typing as npt
 from slope_compile.errors import ArtifactError, DataError
 from slope_compile.metric_names import words
 from slope_compile.train.validation import Answers, Classified
-from slope_compile.verify.bootstrap import Interval, items_to_tell
-from slope_compile.verify.intervals import Intervals, intervals, measured
-from slope_compile.verify.runners import Arrays, TorchRunner, input_names, output_names, quiet
+from slope_compile.verify.chain.runners import Arrays, TorchRunner, input_names, output_names, quiet
+from slope_compile.verify.metric.bootstrap import Interval, items_to_tell
+from slope_compile.verify.metric.intervals import Intervals, intervals, measured
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason
 
 if TYPE_CHECKING:

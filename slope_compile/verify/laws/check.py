@@ -20,8 +20,8 @@ from slope_compile.qdq.activations import StoredQuantizer
 from slope_compile.qdq.checks import Finding, check_weight, compare, count_where
 from slope_compile.qdq.tensors import UnreadTypeError
 from slope_compile.qdq.weights import CodedWeight, row_blocks
-from slope_compile.verify.laws import Artifacts, examine_others
-from slope_compile.verify.steps import quantizer_findings
+from slope_compile.verify.laws.files import Artifacts, examine_others
+from slope_compile.verify.parity.steps import quantizer_findings
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, Status, listed, reason
 
 if TYPE_CHECKING:

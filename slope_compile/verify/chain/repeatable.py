@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slope_compile.qdq.tensors import load_graph
-from slope_compile.verify.chain import ONNX, TRAINED, WORDS, Chain
-from slope_compile.verify.digests import external_files
-from slope_compile.verify.onnx_causes import onnx_causes
-from slope_compile.verify.parity import Difference, compare
-from slope_compile.verify.runners import Array, Arrays, TorchRunner, infer, infer_onnx
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.onnx_causes import onnx_causes
+from slope_compile.verify.chain.places import ONNX, TRAINED, WORDS, Chain
+from slope_compile.verify.chain.runners import Array, Arrays, TorchRunner, infer, infer_onnx
+from slope_compile.verify.laws.digests import external_files
+from slope_compile.verify.parity.outputs import Difference, compare
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason, significant
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _random_causes(chain: Chain, place: str, run: Run, batch: Arrays) -> str:
     if place == ONNX:
         causes = onnx_causes(load_graph(chain.onnx)).draws
     else:
-        from slope_compile.verify.torch_causes import random_causes
+        from slope_compile.verify.chain.torch_causes import random_causes
 
         causes = random_causes(chain.trained_model(), lambda: run([batch]))
     return listed(causes, 3)
@@ -237,7 +237,7 @@ def _batch_causes(chain: Chain, place: str, run: Run, batch: Arrays) -> str:
     if place == ONNX:
         causes = onnx_causes(load_graph(chain.onnx)).batch
     else:
-        from slope_compile.verify.torch_causes import batch_causes
+        from slope_compile.verify.chain.torch_causes import batch_causes
 
         causes = batch_causes(chain.trained_model(), lambda: run([batch]))
     return listed(causes, 3)

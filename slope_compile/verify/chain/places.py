@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from slope_compile.verify.golden import read_golden
-from slope_compile.verify.parity import named
-from slope_compile.verify.runners import (
+from slope_compile.verify.chain.golden import read_golden
+from slope_compile.verify.chain.runners import (
     Arrays,
     TorchRunner,
     default_session,
@@ -23,6 +22,7 @@ from slope_compile.verify.runners import (
     random_feed,
     reference_session,
 )
+from slope_compile.verify.parity.outputs import named
 from slope_compile.verify.verdict import NotCheckedError, Once, reason
 
 if TYPE_CHECKING:

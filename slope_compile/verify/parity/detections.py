@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.parity.tolerance import Tolerance
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

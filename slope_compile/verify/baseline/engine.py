@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slope_compile.artifacts import RunFolder
-from slope_compile.verify.compared import OURS, THEIRS, Compared, not_readable
+from slope_compile.verify.baseline.runs import OURS, THEIRS, Compared, not_readable
 from slope_compile.verify.verdict import Check, NotCheckedError, listed, significant
 
 LATENCY, SPARSE, LAYERS = "baseline.latency", "baseline.sparse", "baseline.layers"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slope_compile.verify.chain import DEFAULT, FOLDED, ONNX, TRAINED, WORDS, Chain
-from slope_compile.verify.constants import constant_problems
-from slope_compile.verify.parity import NOTHING_DETECTED, Pair, differences, require_telling
-from slope_compile.verify.runners import Arrays, samples_of
-from slope_compile.verify.tolerance import Tolerance
+from slope_compile.verify.chain.places import DEFAULT, FOLDED, ONNX, TRAINED, WORDS, Chain
+from slope_compile.verify.chain.runners import Arrays, samples_of
+from slope_compile.verify.laws.constants import constant_problems
+from slope_compile.verify.parity.outputs import NOTHING_DETECTED, Pair, differences, require_telling
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason, significant
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What a build wrote down, against the files."""

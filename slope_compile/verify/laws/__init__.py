@@ -1,0 +1,1 @@
+"""The laws of the weights, and digests: what the bytes alone tell."""

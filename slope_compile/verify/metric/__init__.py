@@ -1,0 +1,1 @@
+"""The task metric of the exported model, and how sure it is."""

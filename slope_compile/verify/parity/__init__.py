@@ -1,0 +1,1 @@
+"""Outputs compared hop by hop, and how far they may be apart."""
