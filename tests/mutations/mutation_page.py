@@ -15,8 +15,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "mutations.md"
 HEAD = """# Mutations: the verifier under test
 
 A verifier that never fails proves nothing. `tests/mutations/` corrupts the artifacts of a small real run, one thing at
-a time, and requires of `slope-compile verify RUN --json` the right failing check, the right exit code, one JSON object on
-stdout and no traceback. It also writes correct artifacts in other ways, which must all pass.
+a time, and requires of `slope-compile verify RUN --json` the right failing check, the right exit code, one JSON object
+on stdout and no traceback. It also writes correct artifacts in other ways, which must all pass.
 
 The run is a residual network (convolutions with batch norms and biases, a product with a square matrix, layer norm, a
 last layer) in 4 bits, 2:4, with a scale for each channel, trained, exported, built with TensorRT-RTX and bundled by the
