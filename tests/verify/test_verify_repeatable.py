@@ -163,6 +163,16 @@ def dropout(model: onnx.ModelProto) -> None:
     insert(model, helper.make_node("Dropout", ["c", "ratio", "on"], ["c2"], "left_on"))
 
 
+def computed_dropout(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(0.3, np.float32), "ratio"))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(False), "off"))
+    nodes = [
+        helper.make_node("Not", ["off"], ["on"], "not"),
+        helper.make_node("Dropout", ["c", "ratio", "on"], ["c2"], "asked"),
+    ]
+    insert(model, *nodes)
+
+
 def noise(model: onnx.ModelProto) -> None:
     insert(
         model,
@@ -202,6 +212,7 @@ def insert(model: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
     ("edit", "words", "steady"),
     [
         (dropout, "node 'left_on' (Dropout) is in training mode", False),
+        (computed_dropout, "node 'asked' (Dropout) may be in training mode: 'on' is computed", False),
         (noise, "node 'noise' (RandomNormalLike) draws random numbers", False),
         (batch_norm, "node 'norm' (BatchNormalization) is in training mode", True),
         (batch_mean, "node 'over_batch' (ReduceMean) reduces over the batch", True),

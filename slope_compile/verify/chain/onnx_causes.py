@@ -43,8 +43,11 @@ def onnx_causes(model: onnx.ModelProto) -> OnnxCauses:
         elif node.op_type in _RANDOM:
             found.draws.append(f"{name} draws random numbers")
         elif node.op_type == "Dropout":
-            mode = constants.get(node.input[2]) if len(node.input) > 2 else None
-            if in_training if mode is None else bool(np.any(mode)):
+            asked = node.input[2] if len(node.input) > 2 else ""
+            mode = constants.get(asked)
+            if asked and mode is None:
+                found.draws.append(f"{name} may be in training mode: '{asked}' is computed")
+            elif in_training if mode is None else bool(np.any(mode)):
                 found.draws.append(f"{name} is in training mode")
         elif node.op_type == "BatchNormalization":
             if values["training_mode"].i if "training_mode" in values else in_training:
