@@ -85,7 +85,7 @@ def verify_model(
     quantizers = Once(lambda: stored_quantizers(onnx))
     floats = Once(lambda: tolerance_of(live_weights(onnx)))
     tolerance = Once(lambda: of_outputs(floats(), onnx, weights(), quantizers(), jittered()))
-    default_tolerance = Once(lambda: of_default(tolerance(), onnx))
+    default_tolerance = Once(lambda: of_default(tolerance(), onnx, quantizers()))
     engine_tolerance = Once(lambda: allowed or of_engine(onnx, weights(), quantizers(), jittered(), placed))
     expected = (
         None

@@ -76,9 +76,9 @@ def test_one_layer_of_float16_widens_it_by_one_layer(tmp_path: Path) -> None:
 
 def test_products_that_onnx_runtime_makes_in_8_bits_widen_it_by_their_blocks(tmp_path: Path) -> None:
     straight = make_twin().write(tmp_path / "m.onnx")
-    assert of_default(NOTHING, straight) == NOTHING  # it leaves a Gemm with transB alone
+    assert of_default(NOTHING, straight, []) == NOTHING  # it leaves a Gemm with transB alone
     turned = replace(make_twin(), turned_fc=True).write(tmp_path / "n.onnx")
-    assert of_default(NOTHING, turned).relative == pytest.approx(2 * math.sqrt(32) / (127 * math.sqrt(12)))
+    assert of_default(NOTHING, turned, []).relative == pytest.approx(2 * math.sqrt(32) / (127 * math.sqrt(12)))
     assert in_eight_bits(NOTHING, [32, 128]).relative == pytest.approx(2 * math.sqrt(160) / (127 * math.sqrt(12)))
 
 

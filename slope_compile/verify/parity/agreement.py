@@ -12,6 +12,7 @@ anywhere, as quantized activations may from end to end, the figures are told and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,6 +70,7 @@ def check_agreement(chain: Chain, end_to_end: Callable[[], Tolerance]) -> Check:
     found_so = f"{place} against {whose} on {figures['samples']} samples: {', '.join(told)}"
     if allowed is None or undecided:
         why = f"rounding alone may move outputs by {together.relative:.2g} of the largest"
+        why = why if together.relative < math.inf else together.derivation
         why += ", more than the trained model decides any sample by" if undecided else ""
         return Check(NAME, "not checked", f"{found_so} (told, not judged: {why})", figures)
     return Check(NAME, "pass", found_so, figures)

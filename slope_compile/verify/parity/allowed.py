@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -81,16 +82,20 @@ def of_engine(
     return of_outputs(floats, onnx, weights, quantizers, feeds)
 
 
-def of_default(floats: Tolerance, onnx: Path) -> Tolerance:
+def of_default(floats: Tolerance, onnx: Path, quantizers: Sequence[StoredQuantizer]) -> Tolerance:
     """Return the tolerance of ONNX Runtime's default optimizations, which may replace products by MatMulNBits.
 
     Args:
         floats: That of the file's outputs.
         onnx: The file. Where it has coded products, ONNX Runtime is asked what it makes of them.
+        quantizers: Its quantizers of activations. Where there are any, ONNX Runtime computes in integers and rounds by
+            rules of its own, which nothing bounds.
 
     Raises:
         NotCheckedError: If it must be asked, and is not installed.
     """
+    if quantizers:
+        return Tolerance(math.inf, "ONNX Runtime's integer operators round by rules of their own")
     if not any(one.op in ("MatMul", "Gemm") and one.codes is not None for one in live_weights(onnx)):
         return floats
     replaced = [
