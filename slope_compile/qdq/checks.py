@@ -171,3 +171,8 @@ def _differ(count: int, size: int, first: list[int]) -> str:
 
 def _first(mask: npt.NDArray[Any]) -> list[int]:
     return [int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape)]
+
+
+def float_bits(array: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """Return the bits of values as float32: so compared, NaN equals itself, and 0 does not equal -0."""
+    return np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)

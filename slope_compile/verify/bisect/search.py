@@ -188,7 +188,7 @@ def _computed(
     """Return values of segments; where ONNX Runtime fails, those that it can compute, and why not the others."""
     try:
         return tested.compute(feed, given, wanted), {}
-    except Exception:
+    except Exception:  # one value that cannot be had must not hide the others: each by itself then
         found: dict[str, Array] = {}
         why: dict[str, str] = {}
         for value in wanted:

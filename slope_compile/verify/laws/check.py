@@ -17,7 +17,7 @@ from slope_compile.codes_file import StoredCodes
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.activations import StoredQuantizer
-from slope_compile.qdq.checks import Finding, check_weight, compare, count_where
+from slope_compile.qdq.checks import Finding, check_weight, compare, count_where, float_bits
 from slope_compile.qdq.tensors import UnreadTypeError
 from slope_compile.qdq.weights import CodedWeight, row_blocks
 from slope_compile.verify.laws.files import Artifacts, examine_others
@@ -208,7 +208,9 @@ def _value_findings(weight: CodedWeight, coded: CodedTensor) -> Iterator[Finding
     )
     unequal = 0
     for rows in row_blocks(weight):
-        unequal += int(np.count_nonzero(_bits(weight.rows(rows).values()) != _bits(coded.codes[rows] * scale[rows])))
+        unequal += int(
+            np.count_nonzero(float_bits(weight.rows(rows).values()) != float_bits(coded.codes[rows] * scale[rows]))
+        )
     if unequal:
         why = "a zero point that is not 0" if zero_point else f"products rounded to {weight.value_dtype}"
         detail = f"{unequal} of {coded.codes.size} differ though codes and scale are equal: {why}"
@@ -267,7 +269,7 @@ def _trained_findings(model: nn.Module, name: str, expected: Codes) -> Iterator[
         return
     shape = [-1 if axis == coded.axis else 1 for axis in range(coded.codes.ndim)]
     scale = np.broadcast_to(coded.scale.reshape(shape), coded.codes.shape)
-    unequal, _ = count_where(lambda w, c, s: _bits(w) != _bits(c * s), weight, coded.codes, scale)
+    unequal, _ = count_where(lambda w, c, s: float_bits(w) != float_bits(c * s), weight, coded.codes, scale)
     if unequal:
         detail = f"codes x scale differs from the trained weight in {unequal} of {weight.size} elements"
         yield Finding(name, "trained", detail)
@@ -294,11 +296,6 @@ def _size(codes: Codes, name: str) -> int:
 
 def _as_numpy(coded: CodedTensor) -> CodedTensor:
     return replace(coded, codes=_numpy(coded.codes), scale=_numpy(coded.scale))
-
-
-def _bits(array: Array) -> npt.NDArray[np.uint32]:
-    # Bits, not values: NaN must equal itself, or a NaN in both would be reported as a difference.
-    return np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
 
 
 def _numpy(array: Any) -> Array:

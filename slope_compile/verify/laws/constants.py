@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from onnx import NodeProto
 
 from slope_compile.placement.rounding import rounded
+from slope_compile.qdq.checks import float_bits
 from slope_compile.qdq.floats import FLOATS, iter_floats
 from slope_compile.qdq.tensors import dtype_name, load_graph, to_numpy
 
@@ -39,7 +39,7 @@ def constant_problems(onnx: Path, model: nn.Module) -> Iterator[str]:
         if known is None or tuple(known.shape) != stored.values.shape or stored.values.dtype != np.float32:
             continue
         expected = known.detach().cpu().numpy()
-        unequal = np.count_nonzero(_bits(expected) != _bits(stored.values))
+        unequal = np.count_nonzero(float_bits(expected) != float_bits(stored.values))
         if unequal:
             yield f"{stored.name}: {unequal} of {expected.size} values are not the trained ones"
 
@@ -60,7 +60,7 @@ def placed_problems(onnx: Path, placed: Path) -> Iterator[str]:
         kind = dtype_name(tensor)
         expected = rounded(stored.values, kind) if kind in ("FLOAT16", "BFLOAT16") else stored.values
         found = to_numpy(tensor, placed, stored.name)
-        unequal = np.count_nonzero(_bits(expected) != _bits(found))
+        unequal = np.count_nonzero(float_bits(expected) != float_bits(found))
         if unequal:
             yield f"{stored.name}: {unequal} of {found.size} values are not the exported ones"
     operators = {node.name: node for node in before.graph.node if node.name and node.op_type not in _REWRITTEN}
@@ -72,7 +72,3 @@ def placed_problems(onnx: Path, placed: Path) -> Iterator[str]:
 
 def _attributes(node: NodeProto) -> dict[str, bytes]:
     return {one.name: one.SerializeToString(deterministic=True) for one in node.attribute if not one.HasField("g")}
-
-
-def _bits(array: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    return np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)

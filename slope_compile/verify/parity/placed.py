@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from slope_compile.placement.rounding import exact_values, rounded
 from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
+from slope_compile.qdq.checks import float_bits
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_graph, load_model
 from slope_compile.qdq.weights import CodedWeight
@@ -122,7 +123,7 @@ def _weight_problems(exported: Sequence[CodedWeight], placed: Sequence[CodedWeig
         inside = tuple(slice(size) for size in expected.shape)  # an axis may be padded with zeros to whole blocks
         if np.count_nonzero(found) != np.count_nonzero(found[inside]):
             yield f"{old.name}: shape {shape}, and what was added is not 0"
-        unequal = np.count_nonzero(_bits(expected) != _bits(found[inside]))
+        unequal = np.count_nonzero(float_bits(expected) != float_bits(found[inside]))
         if unequal:
             yield f"{old.name}: {unequal} of {expected.size} values are not the exported ones"
         if old.consumed_axis != new.consumed_axis and old.op == new.op:
@@ -196,7 +197,3 @@ def _probed_session(path: Path, quantizers: Sequence[StoredQuantizer]) -> tuple[
 def _run(session: ort.InferenceSession, feed: Arrays) -> dict[str, Any]:
     names = output_names(session)
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
-
-
-def _bits(array: Any) -> Any:
-    return np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
