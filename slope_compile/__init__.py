@@ -8,6 +8,8 @@
     sc.export(model, example, "m.onnx")            # Q/DQ, the laws proved on the bytes, golden outputs beside it
     sc.build("m.onnx", target="a100", out="m.engine")
     sc.verify("m.onnx", model=model)
+    sc.pack(model, "m.slope")                      # what is stored and sent, proved on the bytes; an ONNX file too
+    sc.load("m.slope", model=plain)                # weights back, bit for bit; or read codes and tensors without torch
 
 Names are loaded on first use: importing this package imports neither torch nor onnx nor tensorrt.
 """
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from slope_compile.compression.api import codes, compress, penalty
     from slope_compile.compression.codes import CodedTensor
     from slope_compile.export.run import export
+    from slope_compile.pack.single import load, pack
     from slope_compile.recipe import Recipe, load_recipe
     from slope_compile.verify.run import verify
 
@@ -32,14 +35,16 @@ _HOMES = {
     "Recipe": "slope_compile.recipe",
     "codes": "slope_compile.compression.api",
     "compress": "slope_compile.compression.api",
+    "load": "slope_compile.pack.single",
     "load_recipe": "slope_compile.recipe",
     "penalty": "slope_compile.compression.api",
 }
 
-_ROOMS = ("build", "export", "verify")
+_ROOMS = ("build", "export", "pack", "verify")
 
 __all__ = [
-    "CodedTensor", "Recipe", "__version__", "build", "codes", "compress", "export", "load_recipe", "penalty", "verify",
+    "CodedTensor", "Recipe", "__version__", "build", "codes", "compress", "export", "load", "load_recipe", "pack",
+    "penalty", "verify",
 ]  # fmt: skip
 
 

@@ -10,8 +10,8 @@ HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", 
 
 def test_exported_names_are_these_and_all_of_them_load() -> None:
     assert sorted(sc.__all__) == [
-        "CodedTensor", "Recipe", "__version__", "build", "codes", "compress", "export", "load_recipe", "penalty",
-        "verify",
+        "CodedTensor", "Recipe", "__version__", "build", "codes", "compress", "export", "load", "load_recipe", "pack",
+        "penalty", "verify",
     ]  # fmt: skip
     for name in sc.__all__:
         assert getattr(sc, name) is not None
@@ -38,6 +38,6 @@ def test_help_imports_nothing_heavy() -> None:
     assert imported_by("import slope_compile_cli.main") == set()
 
 
-def test_build_and_verify_import_no_torch() -> None:
-    modules = "slope_compile.build.single, slope_compile.verify.run, slope_compile.qdq.checks, slope_compile.codes_file"
-    assert "torch" not in imported_by(f"import {modules}")
+def test_build_verify_and_pack_import_no_torch() -> None:
+    rooms = "slope_compile.build.single, slope_compile.verify.run, slope_compile.qdq.checks, slope_compile.pack.single"
+    assert "torch" not in imported_by(f"import {rooms}, slope_compile.codes_file")

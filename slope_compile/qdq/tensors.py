@@ -133,13 +133,7 @@ def to_numpy(tensor: TensorProto, place: Path | None, name: str) -> npt.NDArray[
         UnreadTypeError: If no weight has this type.
         ArtifactError: If the sizes disagree, or external data is not inside the folder.
     """
-    dtype = dtype_name(tensor)
-    if dtype not in _BITS:
-        raise UnreadTypeError(f"Tensor '{name}' has element type {dtype}, which is not read here.", REMEDY)
-    shape = tuple(tensor.dims)
-    elements = math.prod(shape)
-    if min(shape, default=0) < 0 or elements > MAX_ELEMENTS:
-        raise ArtifactError(f"Tensor '{name}' says that its shape is {shape}.", REMEDY)
+    dtype, shape, elements = _described(tensor, name)
     what = f"Tensor '{name}' of {dtype} {shape}"
     expected = (elements * _BITS[dtype] + 7) // 8
     try:
@@ -154,6 +148,37 @@ def to_numpy(tensor: TensorProto, place: Path | None, name: str) -> npt.NDArray[
         return _plain(numpy_helper.to_array(tensor), dtype)
     except (ValueError, TypeError, KeyError, EOFError, OSError) as error:
         raise ArtifactError(f"{what} cannot be read: {error}.", REMEDY) from None
+
+
+def like(tensor: TensorProto, place: Path | None, name: str) -> npt.NDArray[Any]:
+    """Return zeros of the type and shape that `to_numpy` would return, in no memory: no number is read.
+
+    Args:
+        tensor: As of `to_numpy`.
+        place: As of `to_numpy`.
+        name: As of `to_numpy`.
+
+    Raises:
+        UnreadTypeError: As `to_numpy`.
+        ArtifactError: If it has no shape that a tensor can have.
+    """
+    dtype, shape, _ = _described(tensor, name)
+    if dtype in INTEGER_BITS:
+        kind: Any = np.uint8 if dtype.startswith("U") else np.int8
+    else:
+        kind = {"DOUBLE": np.float64, "INT32": np.int32, "INT64": np.int64}.get(dtype, np.float32)
+    return np.broadcast_to(np.zeros((), kind), shape)
+
+
+def _described(tensor: TensorProto, name: str) -> tuple[str, tuple[int, ...], int]:
+    """Return the type, the shape and the number of elements."""
+    dtype, shape = dtype_name(tensor), tuple(tensor.dims)
+    if dtype not in _BITS:
+        raise UnreadTypeError(f"Tensor '{name}' has element type {dtype}, which is not read here.", REMEDY)
+    elements = math.prod(shape)
+    if min(shape, default=0) < 0 or elements > MAX_ELEMENTS:
+        raise ArtifactError(f"Tensor '{name}' says that its shape is {shape}.", REMEDY)
+    return dtype, shape, elements
 
 
 def _exactly(source: Bytes, dtype: str, elements: int) -> npt.NDArray[Any]:
@@ -179,7 +204,7 @@ def _external(tensor: TensorProto, place: Path | None, dtype: str, expected: int
     if place is None:
         raise ArtifactError(f"Tensor '{name}' lies in another file ('{location}') and no folder was given.", REMEDY)
     here = location == HERE and not place.is_dir()
-    path = place if here else _beside(place if place.is_dir() else place.parent, location, name)
+    path = place if here else beside(place if place.is_dir() else place.parent, location, name)
     offset, length = _integer(entries.get("offset", "0"), name), _integer(entries.get("length", str(expected)), name)
     encoded = here and VARINTS in entries
     if length != expected and not encoded:
@@ -197,7 +222,7 @@ def _external(tensor: TensorProto, place: Path | None, dtype: str, expected: int
         yield Varints(file, length, VARINT_BYTES.get(dtype, 1)) if encoded else file
 
 
-def _beside(folder: Path, location: str, name: str) -> Path:
+def beside(folder: Path, location: str, name: str) -> Path:
     """Return where external data lies.
 
     Raises:
