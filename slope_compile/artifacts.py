@@ -8,7 +8,8 @@ folder into place and writes the manifest last. A process killed at any point le
     3. manifest.json                 (temporary name, fsync, rename)
     4. .STAGE.old removed
 
-`recover` finishes or undoes an interrupted commit by asking which of the two folders the manifest describes.
+A stage of `FILES` makes one file at the top of the run folder; it is moved as the folders of the others are.
+`recover` finishes or undoes an interrupted commit by asking which of the two the manifest describes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ FORMAT = 1
 LOCK = ".slope-compile.lock"
 MAX_JSON_BYTES = 100_000_000
 CHUNK = 1 << 20
+FILES = {"pack": "model.slope"}  # stages that make one file, which lies at the top of the run folder
+PACKED_SUFFIX = ".slope"  # how a packed file's name ends
 LOGS = ("build.log",)  # of a stage: kept, but not digested: they hold times
 
 
@@ -86,7 +89,7 @@ class Record:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Record:
-        """Read the manifest's form; raises KeyError, TypeError or ValueError if it is another."""
+        """Read the manifest's form; raises KeyError, TypeError, ValueError or OverflowError if it is another."""
         outputs = {str(p): FileDigest(int(d["size"]), str(d["sha256"])) for p, d in raw["outputs"].items()}
         if any(Path(path).is_absolute() or ".." in Path(path).parts for path in outputs):
             raise ValueError("an output path leaves the run folder")
@@ -95,7 +98,7 @@ class Record:
 
 
 class RunFolder:
-    """One run: its folder, its manifest, its stages (`train`, `export`, `build/TARGET`, `verify/TARGET`).
+    """One run: its folder, its manifest, its stages (`train`, `pack`, `export`, `build/TARGET`, `verify/TARGET`).
 
     Args:
         path: The folder; made by `locked` if missing.
@@ -117,7 +120,11 @@ class RunFolder:
         """
         if not (path / "manifest.json").is_file():
             state = "is not a run folder: it has no manifest.json" if path.exists() else "does not exist"
-            raise ArtifactError(f"{path} {state}.", "Name the folder that `slope-compile train` or `run` wrote.")
+            remedy = "Name the folder that `slope-compile train` or `run` wrote."
+            if path.suffix == PACKED_SUFFIX and path.is_file():
+                state = "is a packed file, not a run folder"
+                remedy = "Name a run folder; `unpack`, `verify` and `inspect` take the packed file."
+            raise ArtifactError(f"{path} {state}.", remedy)
         return cls(path)
 
     @contextmanager
@@ -147,8 +154,8 @@ class RunFolder:
             yield
 
     def stage_path(self, stage: str) -> Path:
-        """Return the folder of a stage's committed files."""
-        return self.path / stage
+        """Return the folder of a stage's committed files, or its one file."""
+        return self.path / FILES.get(stage, stage)
 
     def partial_path(self, stage: str) -> Path:
         """Return the folder in which a stage works until it is committed."""
@@ -232,36 +239,46 @@ class RunFolder:
             logs: File names that are kept but not digested (they hold times).
         """
         partial, final = self.partial_path(stage), self.stage_path(stage)
+        made = partial / FILES[stage] if stage in FILES else partial
         old = final.with_name(f".{final.name}.old")
         with storage_errors(partial):
             outputs = {}
-            for file in sorted(p for p in partial.rglob("*") if p.is_file()):
+            for file in [made] if stage in FILES else sorted(p for p in made.rglob("*") if p.is_file()):
                 sync(file)
                 if file.name not in logs:
-                    outputs[f"{stage}/{file.relative_to(partial).as_posix()}"] = FileDigest.of(file)
+                    outputs[(final / file.relative_to(made)).relative_to(self.path).as_posix()] = FileDigest.of(file)
             for folder in [p for p in partial.rglob("*") if p.is_dir()] + [partial]:
                 sync(folder)
             if final.exists():
                 final.rename(old)
-            partial.rename(final)
+            made.rename(final)
             sync(final.parent)
             self.records[stage] = Record(dict(key), outputs, dict(facts))
             self._write_manifest()
-            shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):  # it is committed; what is left over does no harm
+                _remove(old)
+                _remove(partial)  # of a stage that made one file, its empty folder
         return self.records[stage]
 
     def recover(self) -> None:
         """Finish or undo commits that a kill interrupted."""
         for old in sorted([*self.path.glob(".*.old"), *self.path.glob("*/.*.old")]):
-            if not old.is_dir():
+            final = old.with_name(old.name[1:].removesuffix(".old"))
+            name = final.relative_to(self.path).as_posix()
+            stage = next((stage for stage, file in FILES.items() if file == name), name)
+            if not old.is_dir() and stage not in FILES:
                 continue
-            stage = old.with_name(old.name[1:].removesuffix(".old")).relative_to(self.path).as_posix()
             with storage_errors(old):
                 if stage in self.records and not self.mismatches(stage):
-                    shutil.rmtree(old)
+                    _remove(old)
                     continue
-                shutil.rmtree(self.path / stage, ignore_errors=True)
-                old.rename(self.path / stage)
+                _remove(final)
+                old.rename(final)
+        for stage, name in FILES.items():
+            final, partial = self.path / name, self.partial_path(stage)
+            if stage not in self.records and final.is_file() and partial.is_dir() and not (partial / name).exists():
+                with storage_errors(final):  # the first of its stage: moved, not yet listed
+                    final.rename(partial / name)
 
     def _read_manifest(self) -> dict[str, Record]:
         path = self.path / "manifest.json"
@@ -270,15 +287,24 @@ class RunFolder:
         remedy = "Use another --out, or delete the folder to start over."
         try:
             raw = read_json(path)
+            json.dumps(raw, ensure_ascii=False).encode()  # refuses "\\ud800", half a character, which nothing can write
             if raw["format"] != FORMAT:
                 raise ValueError(f"format {raw['format']!r}, this version reads {FORMAT}")
             return {str(stage): Record.from_json(record) for stage, record in raw["stages"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ArtifactError(f"{path} is not a manifest of ours: {error}.", remedy) from None
 
     def _write_manifest(self) -> None:
         stages = {stage: record.to_json() for stage, record in sorted(self.records.items())}
         write_atomically(self.path / "manifest.json", json.dumps({"format": FORMAT, "stages": stages}, indent=1) + "\n")
+
+
+def _remove(path: Path) -> None:
+    """Take away a folder with all that is in it, or a file; nothing is said of one that is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def tampered(folder: Path, stage: str, mismatches: list[Mismatch]) -> ArtifactError:

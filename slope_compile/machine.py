@@ -16,7 +16,7 @@ from slope_compile._version import __version__
 
 PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "torchmetrics", "onnxscript", "scikit-learn", "numpy", "safetensors",
-    "onnx", "onnx-ir", "onnxruntime", "polygraphy", "tensorrt", "tensorrt-rtx",
+    "zstandard", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
 

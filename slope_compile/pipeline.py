@@ -1,6 +1,7 @@
 """The stages in order: which must run, why, and running them. What a stage does is its own room's business.
 
     train ──► export ──► build/TARGET ──► verify/TARGET
+      └─────► pack ──────────────────────────┘
 
 A stage is skipped while its key is unchanged: the recipe sections it reads, the code of its rooms, the digests of its
 inputs and, for engines, the backend's version.
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from slope_compile import machine
-from slope_compile.artifacts import LOGS, RunFolder, read_json, storage_errors, write_atomically
+from slope_compile.artifacts import FILES, LOGS, RunFolder, read_json, storage_errors, write_atomically
 from slope_compile.errors import ArtifactError
 from slope_compile.events import Events
 from slope_compile.recipe import Recipe, load_recipe
@@ -29,13 +30,16 @@ from slope_compile.summary import verdict_of, write_report
 from slope_compile.verify.asked import Asked
 
 TRAIN_SECTIONS = ("model", "data", "compression", "train")
-SECTIONS = {"train": TRAIN_SECTIONS, "export": ("export",), "build": ("build",), "verify": ("verify",)}
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "train": TRAIN_SECTIONS, "pack": (), "export": ("export",), "build": ("build",), "verify": ("verify",),
+}  # fmt: skip
 SHARED_ROOMS = ("compression", "codes_file.py")
 ROOMS = {
     "train": ("train",),
+    "pack": ("qdq", "pack", "tensor_file.py"),
     "export": ("qdq", "export", "train"),
     "build": ("qdq", "targets", "placement", "lint", "build"),
-    "verify": ("qdq", "targets", "placement", "lint", "export", "build", "verify", "train"),
+    "verify": ("qdq", "pack", "targets", "placement", "lint", "export", "build", "verify", "train"),
 }
 
 
@@ -78,9 +82,8 @@ class Pipeline:
     def stages(self, upto: str, targets: Iterable[str] | None = None) -> list[str]:
         """Return the names of the stages from the first to `upto` (or `upto` alone for the targets given)."""
         chosen = list(dict.fromkeys(targets or self.recipe.build.targets))
-        names = ["train", "export", *(f"{kind}/{t}" for t in chosen for kind in ("build", "verify"))]
-        last = {"train": 1, "export": 2}.get(upto, len(names))
-        return names[:last]
+        names = ["train", "pack", "export", *(f"{kind}/{t}" for t in chosen for kind in ("build", "verify"))]
+        return names[: names.index(upto) + 1] if upto in names else names
 
     def _refuse_unknown_names(self, stages: Iterable[str]) -> None:
         """Raise before anything runs: a misspelt target or check must not cost a training."""
@@ -110,7 +113,9 @@ class Pipeline:
         """Write the report; files that were committed and make no sense leave none, and the verdict as it is."""
         try:
             write_report(self.folder)
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        except (
+            ArtifactError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+        ) as error:  # fmt: skip
             (self.folder.path / "report.html").unlink(missing_ok=True)
             self.events.warning("report", f"not written, what it draws is damaged: {type(error).__name__}: {error}")
 
@@ -139,8 +144,8 @@ class Pipeline:
             self._refuse_other_training()
         key = self._key(stage)
         reason = "forced" if self.force else self.folder.why_stale(stage, key)
-        if reason is None and kind == "verify" and verdict_of(self.folder, [target])["verdict"] != "pass":
-            reason = "failed last time"
+        if reason is None and kind == "verify":
+            reason = self._why_again(target)
         if reason is None:
             self.events.emit("stage_skipped", stage=stage, reason="unchanged")
             return Outcome(stage, "skipped", "unchanged")
@@ -159,6 +164,13 @@ class Pipeline:
             shutil.rmtree(self._state, ignore_errors=True)
         self.events.emit("stage_end", stage=stage, wall_s=facts["wall_s"])
         return Outcome(stage, "done", reason)
+
+    def _why_again(self, target: str) -> str | None:
+        """Say why an unchanged verification is made again: it failed, or its verdict is none."""
+        try:
+            return None if verdict_of(self.folder, [target])["verdict"] == "pass" else "failed last time"
+        except ArtifactError:
+            return "its verdict cannot be read"
 
     def _refuse_other_training(self) -> None:
         """Raise if a forced training was interrupted: recipe.yaml is the new one, what is trained is the old."""
@@ -196,6 +208,11 @@ class Pipeline:
         wait_for_all()
         train(self.recipe, partial, self._state, self.events)
 
+    def _pack(self, partial: Path, _: str) -> None:
+        from slope_compile.pack.write import pack_run
+
+        pack_run(self.folder.stage_path("train"), partial / FILES["pack"])
+
     def _export(self, partial: Path, _: str) -> None:
         from slope_compile.export.run import export_run
 
@@ -221,7 +238,8 @@ class Pipeline:
         # What an engine must hold is asked of it afterwards: another requirement is no reason to build it again.
         asked = self.recipe.build.model_copy(update={"require": []})
         recipe = self.recipe.model_copy(update={"build": asked})
-        key = {"recipe": recipe.digest(*SECTIONS[kind]), "code": code_digest(*SHARED_ROOMS, *ROOMS[kind])}
+        key = {"recipe": recipe.digest(*SECTIONS[kind])} if SECTIONS[kind] else {}
+        key["code"] = code_digest(*SHARED_ROOMS, *ROOMS[kind])
         if kind == "train":
             from slope_compile.train.sources import source_digests
 
@@ -244,9 +262,8 @@ class Pipeline:
 
 def _upstream(stage: str) -> list[str]:
     kind, _, target = stage.partition("/")
-    return {"train": [], "export": ["train"], "build": ["export"], "verify": ["train", "export", f"build/{target}"]}[
-        kind
-    ]
+    upstream = {"train": [], "pack": ["train"], "export": ["train"], "build": ["export"]}
+    return upstream.get(kind, ["train", "pack", "export", f"build/{target}"])
 
 
 def _state_key(path: Path) -> object:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slope_compile.artifacts import FileDigest, RunFolder, write_atomically
+from slope_compile.artifacts import FILES, FileDigest, RunFolder, write_atomically
+from slope_compile.committed import committed_json
+from slope_compile.errors import ArtifactError
 from slope_compile.metric_names import compared
 from slope_compile.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from slope_compile.pack.sizes import Sizes
 
 FLOAT_BYTES = 4
 
@@ -24,13 +28,13 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
     would give the same verdict.
     """
     metrics, layers = _json(folder, "train/metrics.json"), _json(folder, "export/layers.json")
-    metric = metrics["metric"] if metrics else "accuracy"
+    metric, packed = metrics["metric"] if metrics else "accuracy", _packed(folder)
     return {
         "run": str(folder.path),
         "stages": {stage: record.to_json() for stage, record in sorted(folder.records.items())},
-        "layers": _layer_rows(folder, metrics, layers),
+        "layers": _layer_rows(folder, metrics, layers, packed),
         "engines": {target: built["summary"].get("line") for target, built in _builds(folder).items()},
-        "sizes": _sizes(folder, metrics, layers),
+        "sizes": _sizes(folder, metrics, layers, packed),
         "metric": metric,
         "accuracies": _measured(folder, metrics, metric),
         "other_metrics": {name: _measured(folder, metrics, name) for name in compared(metric)[1:]},
@@ -71,6 +75,7 @@ def write_report(folder: RunFolder) -> Path:
             builds=_builds(folder),
             verdicts=_verified(folder, "verify.json"),
             layer_errors=_verified(folder, "layers.json"),
+            packed={row.name: row.packed for row in packed.tensors} if (packed := _packed(folder)) else {},
             sizes=[SizeRow(*row) for row in _size_rows(folder, summary["sizes"])],
             metric=summary["metric"],
             accuracies=summary["accuracies"],
@@ -101,18 +106,22 @@ def _json(folder: RunFolder, name: str) -> Any:
     """Return a finished stage's JSON file; None where there is none, or where it is not the one that was committed.
 
     A damaged file is not parsed: saying so is the business of the `digest` check and of the next stage.
+
+    Raises:
+        ArtifactError: If it was committed and yet is not what its stage writes.
     """
     record = folder.records.get(name.rpartition("/")[0])
     path = folder.path / name
     if record is None or not path.is_file() or FileDigest.of(path) != record.outputs.get(name):
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    return committed_json(path, name)
 
 
-def _layer_rows(folder: RunFolder, metrics: Any, layers: Any) -> list[dict[str, Any]]:
+def _layer_rows(folder: RunFolder, metrics: Any, layers: Any, packed: Sizes | None) -> list[dict[str, Any]]:
     """Join what the policy planned, training measured, export placed and the engines hold: one row a layer."""
     if metrics is None:
         return []
+    in_file = {row.name: row.packed for row in packed.tensors} if packed else {}
     placed = {row["name"]: row for row in layers["layers"]} if layers else {}
     built = {target: {row["name"]: row for row in one["layers"]} for target, one in _builds(folder).items()}
     rows = []
@@ -125,6 +134,7 @@ def _layer_rows(folder: RunFolder, metrics: Any, layers: Any) -> list[dict[str, 
                 **metrics["layers"].get(planned["name"], {}),
                 "placement": export.get("placement"),
                 "bytes": export.get("bytes"),
+                "packed": in_file.get(weight),
                 "engine": {target: found.get(weight, {}).get("engine") for target, found in built.items()},
                 "placed": {target: _placed(found[weight]) for target, found in built.items() if weight in found},
             }
@@ -136,11 +146,11 @@ def _placed(row: Any) -> dict[str, Any]:
     return {"placement": row["placement"], "reason": row["reason"]}
 
 
-def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:
+def _sizes(folder: RunFolder, metrics: Any, layers: Any, packed: Sizes | None) -> dict[str, Any]:
     """Return bytes and ratios to FP32 of the coded weights and of the whole model.
 
-    `nominal` counts bits × kept positions (n of m), without position metadata or scales; `packed` is a file's size and
-    so is null until a packed file exists; `file` is what the ONNX file takes.
+    `nominal` counts bits × kept positions (n of m), without position metadata or scales; `packed` is what
+    model.slope takes, null where there is none; `file` is what the ONNX file takes.
     """
     record = folder.records.get("export")
     if record is None or metrics is None or layers is None:
@@ -163,9 +173,22 @@ def _sizes(folder: RunFolder, metrics: Any, layers: Any) -> dict[str, Any]:
     return {
         "fp32": row(fp32_weights, fp32_model),
         "nominal": row(nominal, nominal + rest),
-        "packed": None,
+        "packed": None if packed is None else row(packed.weights, packed.model),
         "file": row(sum(r["bytes"]["file"] for r in coded), file_bytes),
     }
+
+
+def _packed(folder: RunFolder) -> Sizes | None:
+    """Return what the bytes of the packed file go to; None where there is none, or not the one that was committed."""
+    record, path = folder.records.get("pack"), folder.stage_path("pack")
+    if record is None or not path.is_file() or FileDigest.of(path) != record.outputs.get(path.name):
+        return None
+    from slope_compile.pack.read import open_packed
+
+    try:
+        return open_packed(path).sizes
+    except ArtifactError:  # saying so is the business of the `packed` check
+        return None
 
 
 def _nominal_bytes(row: Any, bits: int) -> int:
@@ -181,8 +204,8 @@ def _measured(folder: RunFolder, metrics: Any, metric: str) -> dict[str, float |
     for figures in _metric_figures(folder, metric):
         onnx = figures.get("onnx", onnx)
     return {
-        "fp32": metrics and metrics["fp32"][metric],
-        "compressed": metrics and metrics["compressed"][metric],
+        "fp32": metrics and (metrics["fp32"] or {}).get(metric),
+        "compressed": metrics and (metrics["compressed"] or {}).get(metric),
         "onnx": onnx,
     }
 
@@ -215,11 +238,12 @@ def _size_rows(folder: RunFolder, sizes: dict[str, Any]) -> list[tuple[str, str,
             rows.append(("train", "counted: 32 bits x kept weights", fp32 - pruned, True))
         rows.append(("train", "nominal: bits x kept weights", sizes["nominal"]["model"], True))
     for stage, file, what in (
-        ("train", "codes.safetensors", "codes, one byte each"),
-        ("export", "model.onnx", "ONNX file"),
+        ("train", "train/codes.safetensors", "codes, one byte each"),
+        ("pack", FILES["pack"], "Packed file"),
+        ("export", "export/model.onnx", "ONNX file"),
     ):
         if record := folder.records.get(stage):
-            found = sum(digest.size for path, digest in record.outputs.items() if path.startswith(f"{stage}/{file}"))
+            found = sum(digest.size for path, digest in record.outputs.items() if path.startswith(file))
             rows.append((stage, what, found, stage != "train"))
     for target in _targets(folder, "build"):
         outputs = folder.records[f"build/{target}"].outputs

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slope_compile.artifacts import RunFolder
+from slope_compile.artifacts import PACKED_SUFFIX, RunFolder
 from slope_compile.errors import ArtifactError, RecipeError
 from slope_compile.recipe import BuildSection, load_recipe
 from slope_compile.summary import build_of, summarize
-from slope_compile_cli import bundle, options
+from slope_compile_cli import bundle, options, pack
 from slope_compile_cli.build import print_layers
 from slope_compile_cli.console import Console
 from slope_compile_cli.run import print_summary
@@ -37,7 +37,7 @@ Backend = Annotated[
 
 def command(
     artifact: Annotated[
-        Path, typer.Argument(help="A run folder, a bundle, an .onnx file or a codes.safetensors file.")
+        Path, typer.Argument(help="A run folder, a bundle, an .onnx, a .slope or a codes.safetensors file.")
     ],
     target: Target = None,
     backend: Backend = None,
@@ -54,15 +54,18 @@ def command(
         _run(console, artifact, target, backend)
     elif artifact.suffix == ".onnx":
         _onnx(console, artifact, target, backend)
-    elif artifact.suffix == ".safetensors":
+    elif artifact.suffix in (".safetensors", PACKED_SUFFIX):
         if target is not None:
             raise RecipeError(
                 f"{artifact} is no graph: --target goes with an .onnx file or a run.", "Name one of these."
             )
-        _weights(console, artifact, _codes_rows(artifact))
+        if pack.is_packed(artifact):
+            pack.inspect(console, artifact)
+        else:
+            _weights(console, artifact, _codes_rows(artifact))
     else:
         what = (
-            "is neither a run folder, a bundle, an .onnx nor a .safetensors file"
+            "is neither a run folder, a bundle, an .onnx, a .slope nor a .safetensors file"
             if artifact.exists()
             else "does not exist"
         )

@@ -13,14 +13,14 @@ import typer
 
 from slope_compile._version import __version__
 from slope_compile.errors import CheckFailedError, SlopeCompileError
-from slope_compile_cli import bench, build, bundle, doctor, export, inspect, recipes, run, train, verify
+from slope_compile_cli import bench, build, bundle, doctor, export, inspect, pack, recipes, run, train, unpack, verify
 from slope_compile_cli.console import Console, json_requested
 
 TRAIN, BASE = "pip install 'slope-compile[train]'", "pip install slope-compile"
 # What a device may lack; anything else that is missing is a bug of ours.
 INSTALLED_BY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "accelerate", "torchmetrics", "pycocotools", "onnxscript"), TRAIN),
-    **dict.fromkeys(("onnx_ir", "onnxruntime"), BASE),
+    **dict.fromkeys(("onnx_ir", "onnxruntime", "zstandard"), BASE),
 }
 BUG = 101
 INTERRUPTED = 130
@@ -40,6 +40,8 @@ app.command("build")(build.command)
 app.command("bundle")(bundle.command)
 app.command("verify")(verify.command)
 app.command("bench")(bench.command)
+app.command("pack")(pack.command)
+app.command("unpack")(unpack.command)
 app.command("inspect")(inspect.command)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor.command)

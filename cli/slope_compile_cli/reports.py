@@ -44,7 +44,7 @@ class Reports:
                 remove_results(self._folder)
             prepare_reports(self._folder)
 
-    def write(self, kind: Literal["run", "bundle", "onnx"], verdict: Mapping[str, Any]) -> dict[str, Any]:
+    def write(self, kind: Literal["run", "bundle", "onnx", "packed"], verdict: Mapping[str, Any]) -> dict[str, Any]:
         """Write the reports of a verdict and tell GitHub, if that is where this runs; return what --json adds.
 
         Raises:

@@ -1,4 +1,4 @@
-"""`slope-compile run`: all four stages."""
+"""`slope-compile run`: all stages."""
 
 from __future__ import annotations
 

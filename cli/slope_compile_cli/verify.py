@@ -1,4 +1,4 @@
-"""`slope-compile verify`: does every stage still say the same? Of a run, of a bundle, of a lone ONNX file."""
+"""`slope-compile verify`: does every stage still say the same? Of a run, a bundle, a lone ONNX or packed file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from slope_compile.recipe import Recipe
 from slope_compile.summary import verdict_of
 from slope_compile.targets.target import find_target
 from slope_compile.verify.asked import Asked
-from slope_compile_cli import bundle, options
+from slope_compile_cli import bundle, options, pack
 from slope_compile_cli.console import Console, StageProgress
 from slope_compile_cli.explained import tell_verdict
 from slope_compile_cli.reports import Reports
 
-Kind = Literal["run", "bundle", "onnx"]
-WORDS = {"run": "a run folder", "bundle": "a bundle", "onnx": "an .onnx file"}
+Kind = Literal["run", "bundle", "onnx", "packed"]
+WORDS = {"run": "a run folder", "bundle": "a bundle", "onnx": "an .onnx file", "packed": "a packed file"}
+LONE = ("onnx", "packed")  # files that keep no results: these are written beside them
 # What goes with which artifact; the others go with all.
 FITS: dict[str, tuple[Kind, ...]] = {
     "--target": ("run", "bundle"),
@@ -33,7 +34,7 @@ FITS: dict[str, tuple[Kind, ...]] = {
 }
 REPORTS = "ci"
 
-Artifact = Annotated[Path, typer.Argument(help="A run folder, a bundle, or an .onnx file.")]
+Artifact = Annotated[Path, typer.Argument(help="A run folder, a bundle, an .onnx file, or a .slope file.")]
 Ci = Annotated[
     bool, typer.Option("--ci", help="Write JUnit XML, JSON, SARIF and Markdown for a CI system into one folder.")
 ]
@@ -55,7 +56,7 @@ Golden = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", help="Where --ci writes; with an .onnx file all results, default NAME.verify."),
+    typer.Option("--out", help="Where --ci writes; of a lone file all results, default NAME.verify."),
 ]
 
 
@@ -76,25 +77,25 @@ def command(
     """Check weights, parity between the stages and the task metric; exit 1 if a check fails."""
     console = Console(json)
     kind = _kind(artifact)
-    reports = Reports(
-        console, artifact, (out or _results(artifact, kind)) if ci else None, among_results=kind == "onnx"
-    )
+    reports = Reports(console, artifact, (out or _results(artifact, kind)) if ci else None, among_results=kind in LONE)
     with reports.told():
         given = {
             "--target": target, "--set": settings, "--dry-run": dry_run,
             "--baseline": baseline, "--golden": golden, "--engine": engine,
         }  # fmt: skip
         _refuse(artifact, kind, given)
-        if out is not None and kind != "onnx" and not ci:
+        if out is not None and kind not in LONE and not ci:
             raise RecipeError(
                 f"--out {out}: {WORDS[kind]} keeps its results; --out is where --ci writes.", "Add --ci, or leave it."
             )
-        if kind == "onnx" and trust_engine and engine is None:
+        if kind in LONE and trust_engine and engine is None:
             raise RecipeError("--trust-engine trusts nothing here: there is no engine.", "Name it with --engine.")
         if dry_run and ci:
             raise RecipeError("--ci writes reports, and --dry-run writes nothing.", "Leave one of them out.")
         if kind == "onnx":
             told = _verify_file(console, reports, artifact, golden, engine, trust_engine, out, require or [])
+        elif kind == "packed":
+            told = _verify_packed(console, reports, artifact, out, require or [])
         elif kind == "bundle":
             told = bundle.verify(console, reports, artifact, target, require or [], trust_engine)
         else:
@@ -108,6 +109,8 @@ def command(
 def _kind(artifact: Path) -> Kind:
     if bundle.is_bundle(artifact):
         return "bundle"
+    if pack.is_packed(artifact):
+        return "packed"
     return "onnx" if artifact.suffix == ".onnx" else "run"
 
 
@@ -201,3 +204,19 @@ def _verify_file(
         ).to_json()  # fmt: skip
     tell_verdict(console, verdict, lambda _: folder)
     return {"onnx": str(onnx), "results": str(folder), **verdict, **reports.write("onnx", verdict)}
+
+
+def _verify_packed(
+    console: Console, reports: Reports, file: Path, out: Path | None, require: list[str]
+) -> dict[str, Any]:
+    from slope_compile.verify.packed import verify_packed
+    from slope_compile.verify.require import parse_required
+    from slope_compile.verify.single import default_out, require_ours
+
+    required, folder, progress = parse_required(require), out or default_out(file), StageProgress(console)
+    require_ours(folder)
+    reports.prepare()
+    with progress.drawing():
+        verdict = verify_packed(file, out=folder, required=required, events=Events(listeners=[progress])).to_json()
+    tell_verdict(console, verdict, lambda _: folder)
+    return {"packed": str(file), "results": str(folder), **verdict, **reports.write("packed", verdict)}

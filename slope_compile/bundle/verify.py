@@ -62,6 +62,8 @@ def verify_bundle(
         golden=files / names.GOLDEN,
         engine=engine,
         engine_layers=lambda: _check_layers(bundle, engine),
+        layers=files / names.LAYERS,
+        packed=_no_packed_file,
         metric=_no_data,
         digests=digests,
         placed=files / names.PLACED,
@@ -120,6 +122,10 @@ def _engine(bundle: OpenBundle, trust: bool) -> EngineUnderTest | None:
 
 def _no_model() -> nn.Module:
     raise NotCheckedError("a bundle brings no torch model")
+
+
+def _no_packed_file() -> Check:
+    raise NotCheckedError("a bundle does not carry the packed file")
 
 
 def _no_data() -> MetricTask:

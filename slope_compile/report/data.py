@@ -12,7 +12,7 @@ class SizeRow:
     """One size along the pipeline, in bytes.
 
     Args:
-        stage: The stage it belongs to: `train`, `export`, `build/TARGET` or a later one.
+        stage: The stage it belongs to: `train`, `pack`, `export`, `build/TARGET` or a later one.
         what: What was weighed, such as `ONNX file`. The first row whose `what` begins with `FP32` is what all the
             others are compared with.
         bytes: Measured on the artifact, or (nominal sizes) counted from its codes.
@@ -37,6 +37,7 @@ class RunData:
         builds: Target -> build/TARGET/layers.json.
         verdicts: Target -> verify/TARGET/verify.json.
         layer_errors: Target -> verify/TARGET/layers.json: the error of each layer's output at each hop of the chain.
+        packed: Weight -> bytes of it in the packed file.
         sizes: In pipeline order.
         accuracies: The primary metric of `fp32`, `compressed` and `onnx`, shares of 1; None where not measured.
         metric: Its name, and its key in the metrics' epochs.
@@ -51,6 +52,7 @@ class RunData:
     builds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     layer_errors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    packed: Mapping[str, int] = field(default_factory=dict)
     sizes: Sequence[SizeRow] = ()
     accuracies: Mapping[str, float | None] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

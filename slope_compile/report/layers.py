@@ -45,6 +45,7 @@ class LayerRow:
     placement: str | None
     fp32_bytes: int | None
     file_bytes: int | None
+    packed_bytes: int | None
     builds: Mapping[str, Mapping[str, Any]]  # target -> the build's row: its placement, reason and engine
     reasons: tuple[str, ...]
 
@@ -62,7 +63,10 @@ def layer_rows(data: RunData) -> list[LayerRow]:
     placed = _by_layer(data.layers)
     builds = {target: _by_layer(build) for target, build in data.builds.items()}
     names = dict.fromkeys([*plan, *placed, *(name for found in builds.values() for name in found)])
-    return [_row(name, plan.get(name, {}), measured.get(name, {}), placed.get(name, {}), builds) for name in names]
+    return [
+        _row(name, plan.get(name, {}), measured.get(name, {}), placed.get(name, {}), builds, data.packed)
+        for name in names
+    ]
 
 
 def _by_layer(document: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
@@ -76,6 +80,7 @@ def _row(
     measured: Mapping[str, Any],
     placed: Mapping[str, Any],
     builds: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    packed: Mapping[str, int],
 ) -> LayerRow:
     built = {target: found[name] for target, found in builds.items() if name in found}
     known = {**next(iter(built.values()), {}), **placed, **plan}
@@ -99,6 +104,7 @@ def _row(
         placement=known.get("placement"),
         fp32_bytes=sizes.get("fp32"),
         file_bytes=sizes.get("file"),
+        packed_bytes=packed.get(f"{name}{WEIGHT}"),
         builds=built,
         reasons=tuple(dict.fromkeys(reason for reason in told if reason)),
     )
@@ -116,8 +122,8 @@ def layers(data: RunData) -> Markup:
     note = (
         "Nonzero: share of codes that are not zero. Cosine: mean over filters of the cosine between latent and "
         "compressed weight. SQNR: power of the latent weights over power of the compression error; – where there is no "
-        "error or no compression. In ONNX: bytes of codes and scales in the file. Engine: what it really holds; fused: "
-        "the layer that holds the codes multiplies with them too."
+        "error or no compression. In ONNX: bytes of codes and scales in the file; packed: in model.slope. Engine: what "
+        "it really holds; fused: the layer that holds the codes multiplies with them too."
     )
     body = [_cells(row, list(data.builds), activated) for row in rows]
     grid = table("Every layer: treatment, fidelity, bytes, engine", head, body, sticky=True)
@@ -148,7 +154,9 @@ def _width(bits: int | None) -> str:
 def _bytes(row: LayerRow) -> Content:
     if row.file_bytes is None:
         return ABSENT
-    return join([size(row.file_bytes), sub(f"of {size(row.fp32_bytes)}") if row.fp32_bytes is not None else None])
+    packed = sub(f"{size(row.packed_bytes)} packed") if row.packed_bytes is not None else None
+    dense = sub(f"of {size(row.fp32_bytes)}") if row.fp32_bytes is not None else None
+    return join([size(row.file_bytes), packed, dense])
 
 
 def _engine(built: Mapping[str, Any] | None, exported: str | None) -> Cell:

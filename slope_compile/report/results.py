@@ -63,7 +63,7 @@ def _tiles(data: RunData) -> Iterator[tuple[str, str, str]]:
     if compressed is not None:
         yield f"{title(data.metric)}, compressed", percent(compressed), f"FP32 {percent(fp32)}"
     for row in data.sizes:
-        if row.stage == "export" or row.stage.startswith("build"):
+        if row.stage in ("pack", "export") or row.stage.startswith("build"):
             target = row.stage.partition("/")[2]
             what = f"{row.what}, {target}" if target else row.what
             yield what, size(row.bytes), f"{ratio(row.bytes, data.fp32_bytes)} than FP32" if data.fp32_bytes else ""

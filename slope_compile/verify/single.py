@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,32 +72,48 @@ def verify_file(
             raise ArtifactError(f"{path} {what}.", "Check the path.")
     under_test = None if engine is None else _engine(engine, trust_engine)
     placed = None if engine is None else _companion(engine, "placed.onnx")
-    folder = (out or default_out(onnx)).resolve()  # of a link, what it leads to is replaced
-    with storage_errors(folder):
-        require_ours(folder)
-        work = _fresh(folder)
-        partial = work / NEW
-        try:
-            verdict = verify_model(
-                onnx,
-                golden=golden or _beside(onnx, GOLDEN),
-                declared=_declared(onnx),
-                engine=under_test,
-                engine_layers=lambda: check_engine_layers(under_test, onnx, placed, None),
-                placed=placed,
-                out=partial,
-                events=events,
-            )
-            verdict = Verdict(verdict.checks, required)
-            write_verdict(partial, verdict)
-            _replace(folder, work)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with results(out or default_out(onnx)) as partial:
+        verdict = verify_model(
+            onnx,
+            golden=golden or golden_beside(onnx),
+            declared=declared_beside(onnx),
+            engine=under_test,
+            engine_layers=lambda: check_engine_layers(under_test, onnx, placed, None),
+            layers=listed_beside(onnx),
+            placed=placed,
+            out=partial,
+            events=events,
+        )
+        verdict = Verdict(verdict.checks, required)
+        write_verdict(partial, verdict)
     return verdict
 
 
-def _beside(onnx: Path, suffix: str) -> Path | None:
-    path = onnx.with_suffix(suffix)
+@contextmanager
+def results(folder: Path) -> Iterator[Path]:
+    """Give a folder to write results into, which then takes the place of `folder`.
+
+    Raises:
+        StorageError: If the folder holds something else, or cannot be written.
+    """
+    folder = folder.resolve()  # of a link, what it leads to is replaced
+    with storage_errors(folder):
+        require_ours(folder)
+        work = _fresh(folder)
+        try:
+            yield work / NEW
+            _replace(folder, work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def golden_beside(file: Path) -> Path | None:
+    """Return the golden samples beside a file, if there are any."""
+    return _beside(file, GOLDEN)
+
+
+def _beside(file: Path, suffix: str) -> Path | None:
+    path = file.with_suffix(suffix)
     return path if path.is_file() else None
 
 
@@ -137,9 +154,14 @@ def _listed(engine: Path) -> FileDigest | None:
     return None if record is None else record.outputs.get(f"{stage}/{path.name}")
 
 
-def _declared(onnx: Path) -> Callable[[], dict[str, Declared]] | None:
-    """Return what reads the layer list beside the file; None where there is none."""
-    path = _beside(onnx, LAYERS)
+def listed_beside(file: Path) -> Path | None:
+    """Return the export's layer list beside a file; None where there is none."""
+    return _beside(file, LAYERS)
+
+
+def declared_beside(file: Path) -> Callable[[], dict[str, Declared]] | None:
+    """Return what reads the layer list beside a file; None where there is none."""
+    path = listed_beside(file)
     return None if path is None else lambda: _read_declared(path)
 
 

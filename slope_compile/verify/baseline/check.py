@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slope_compile.artifacts import RunFolder
+from slope_compile.artifacts import FILES, RunFolder
 from slope_compile.errors import RecipeError
 from slope_compile.metric_names import compared as metrics_of
 from slope_compile.metric_names import words
@@ -20,7 +20,7 @@ from slope_compile.verify.baseline.engine import check_latency, check_layers, ch
 from slope_compile.verify.baseline.runs import OURS, THEIRS, Compared, not_readable, read_stage
 from slope_compile.verify.verdict import Check, NotCheckedError, attempt, listed, significant
 
-PACKED = "model.slope"
+PACKED = FILES["pack"]
 OF_MODEL = ("baseline.size", "baseline.metric")
 SAME_MODEL = "model.onnx is the baseline's, byte for byte: the same model"
 # What must be the same for figures of two runs to be of the same thing.
@@ -42,7 +42,7 @@ def open_baseline(path: Path, recipe: Recipe, targets: list[str]) -> RunFolder:
     folder = RunFolder.existing(path)
     for stage in ("train", "export"):
         folder.require(stage)
-    for stage in (f"{kind}/{target}" for target in targets for kind in ("build", "verify", "bench")):
+    for stage in ("pack", *(f"{kind}/{target}" for target in targets for kind in ("build", "verify", "bench"))):
         if stage in folder.records:
             folder.require(stage)
     theirs, ours = load_recipe(path / "recipe.yaml").model_dump(mode="json"), recipe.model_dump(mode="json")
@@ -89,7 +89,7 @@ def check_size(compared: Compared) -> Check:
         "model.engine": tuple(
             _bytes(run, compared.build, f"{compared.build}/model.engine") for run in (compared.ours, compared.theirs)
         ),
-        PACKED: tuple(_packed(run) for run in (compared.ours, compared.theirs)),
+        PACKED: tuple(_bytes(run, "pack", PACKED) for run in (compared.ours, compared.theirs)),
     }
     told, worse, figures = [], [], dict[str, Any](baseline=compared.theirs.path.name, budget=compared.budgets.size)
     for name, (now, before) in pairs.items():
@@ -114,11 +114,6 @@ def _bytes(run: RunFolder, stage: str, prefix: str) -> int | None:
         return None
     paths = [run.path / path for path in run.records[stage].outputs if path.startswith(prefix)]
     return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def _packed(run: RunFolder) -> int | None:
-    path = run.path / PACKED
-    return path.stat().st_size if path.is_file() else None
 
 
 def check_metric(compared: Compared) -> Check:

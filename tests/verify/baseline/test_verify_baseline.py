@@ -204,8 +204,10 @@ def test_another_metric_is_not_compared(make: Make) -> None:
 
 def test_the_packed_file_counts_where_both_have_one(make: Make) -> None:
     ours, theirs = make("ours"), make("theirs")
-    (ours.path / "model.slope").write_bytes(b"12345")
-    assert "model.slope" not in judge(ours, theirs)["baseline.size"].figures
-    (theirs.path / "model.slope").write_bytes(b"1234")
+    (theirs.path / "model.slope").write_bytes(b"1234")  # no manifest speaks of it
+    for run, contents in ((ours, b"12345"), (theirs, b"1234")):
+        assert "model.slope" not in judge(ours, theirs)["baseline.size"].figures
+        (run.fresh_partial("pack") / "model.slope").write_bytes(contents)
+        run.commit("pack", {}, {})
     found = judge(ours, theirs)["baseline.size"]
     assert (found.status, found.figures["model.slope"]["growth"]) == ("fail", 0.25)
