@@ -20,6 +20,7 @@ MAX_PADDING = 31
 TILES = (1, 4, 8, 16, 32)
 # Layers (a reformat, a move) that may stand between one that dequantizes and the one that multiplies
 MOST_STEPS = 3
+TOGETHER, PADDED = "one constant together with", "padded from"  # in a note: the constant is larger than the weight
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,10 @@ def _held(want: Wanted, found: Found | None, layers: Sequence[EngineLayer]) -> H
     notes = []
     if together:
         others = ", ".join(name for name in together if name != want.initializer)
-        notes.append(f"one constant together with {others}")
+        notes.append(f"{TOGETHER} {others}")
         constant = Constant(constant.name, want.shape, constant.dtype)
     if constant.elements > want.elements:
-        notes.append(f"padded from {want.elements} elements to {constant.elements}")
+        notes.append(f"{PADDED} {want.elements} elements to {constant.elements}")
     declared = constant.dtype == HELD_AS.get(want.dtype)
     if not declared:
         notes.insert(0, f"declared {want.dtype}, engine holds {constant.dtype}")

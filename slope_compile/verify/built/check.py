@@ -2,6 +2,7 @@
 
 layers.json of a build speaks of four files: the exported ONNX file, the placed one, the engine and the build log. All
 that it says of them is counted again and compared. What only the GPU's engine inspector told is not: it is not kept.
+The engine's bytes are searched for the placed codes and scales: another model's engine is found out without a GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from slope_compile.build.inspector import NOWHERE
 from slope_compile.errors import ArtifactError
 from slope_compile.placement.choose import Place
 from slope_compile.targets.backends import BACKENDS, Backend
+from slope_compile.verify.built.constants import Constants, find_constants
 from slope_compile.verify.built.header import header_problems
 from slope_compile.verify.built.rows import (
     count_weights,
@@ -83,10 +85,14 @@ def check_engine_layers(
     layers = _read(engine, onnx)
     try:
         problems, unseen = _problems(layers, engine.path, onnx, placed, target)
+        constants = _constants(layers, engine.path, placed)
         status, told, figures = held_layers(layers.by_name, expected)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise _not_ours(engine.layers, error) from None
+    problems += constants.absent
+    unseen += filter(None, [constants.unseen])
     figures |= {"rows": len(layers.rows), "problems": len(problems), "not_examined": unseen}
+    figures["constants"] = {"looked_for": constants.looked_for, "found": constants.found}
     if problems:
         lost = [told] if status == "fail" else []
         return Check(NAME, "fail", listed([*lost, *problems]), figures)
@@ -156,6 +162,13 @@ def _problems(
         problems += engine_problems(stored, layers.rows, placed, layers.log or "", backend, layers.export, from_log)
     problems += _summary_problems(layers, backend, from_log)
     return problems, unseen
+
+
+def _constants(layers: Layers, engine: Path, placed: Path | None) -> Constants:
+    """Return what was found of the placed weights in the engine's bytes."""
+    if placed is None:
+        return Constants()  # told already: nothing of the placed file was examined
+    return find_constants(engine, placed, layers.by_name, layers.header)
 
 
 def _summary_problems(layers: Layers, backend: Backend, from_log: bool) -> list[str]:

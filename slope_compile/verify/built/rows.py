@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from slope_compile.build.rows import engine_rows
 from slope_compile.placement.choose import Place
@@ -62,7 +63,7 @@ def count_weights(onnx: Path, rows: Mapping[str, Row]) -> list[Stored]:
         onnx: The exported file.
         rows: By name: they declare bits and pattern.
     """
-    quantized = _reads_integers(onnx)
+    quantized = reads_integers(load_graph(onnx))
     found = []
     for weight in iter_weights(onnx):
         row = rows.get(weight.name, {})
@@ -222,10 +223,14 @@ def _place(row: Row) -> Place:
     return Place(row["container"], row["placement"], row["reason"])
 
 
-def _reads_integers(onnx: Path) -> dict[tuple[str, str], bool]:
-    """Return, by weight and operator, whether every such operator reads a quantized activation."""
+def reads_integers(model: ModelProto) -> dict[tuple[str, str], bool]:
+    """Return, by weight and operator, whether every such operator reads a quantized activation.
+
+    Args:
+        model: As `load_graph` returns it.
+    """
     found: dict[tuple[str, str], bool] = {}
-    for scope in scopes(load_graph(onnx)):
+    for scope in scopes(model):
         for node in scope.nodes:
             for index in weight_inputs(node):
                 _, name, tensor = trace_constant(scope, node.input[index])
