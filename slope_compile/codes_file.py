@@ -34,6 +34,11 @@ def codes_digest(codes: npt.NDArray[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def scale_digest(scale: npt.NDArray[Any]) -> str:
+    """Return what tells one tensor's scales from another's: of sha256 over their float32 bits, 16 hex digits."""
+    return hashlib.sha256(np.ascontiguousarray(scale, "<f4").data).hexdigest()[:16]
+
+
 def save_codes(path: Path, codes: Mapping[str, CodedTensor]) -> None:
     """Write coded tensors, checked against the laws first.
 
@@ -86,6 +91,10 @@ class StoredCodes(Mapping[str, CodedTensor]):
                 self._sound.add(name)
         return coded
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is such a tensor; it is not read for that."""
+        return name in self._rows
+
     def __iter__(self) -> Iterator[str]:
         """Yield the names."""
         return iter(self._rows)
@@ -101,6 +110,10 @@ class StoredCodes(Mapping[str, CodedTensor]):
     def pattern(self, name: str) -> tuple[int, int] | None:
         """Return the pattern that the file declares; nothing else is read."""
         return self._rows[name].pattern
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor's codes; nothing else is read."""
+        return self._file.entries[f"{name}.codes"].shape
 
     def size(self, name: str) -> int:
         """Return how many codes a tensor has; nothing else is read."""

@@ -12,12 +12,14 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from slope_compile.codes_file import codes_digest
+from slope_compile.codes_file import codes_digest, scale_digest
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.errors import ModelError
 from slope_compile.export.float_graph import OUTPUT
+from slope_compile.qdq.sites import Sites
 
-CODES = "codes"  # header entry: weight -> digest of its codes
+# The one header entry, what the outputs were made with: safetensors keeps several in no fixed order.
+MADE_WITH = "made_with"
 CHUNK = 32  # images at once, so that many samples do not need much memory
 
 
@@ -42,7 +44,11 @@ def golden_outputs(model: Callable[[Tensor], object], inputs: Tensor) -> dict[st
 
 
 def write_golden(
-    path: Path, inputs: Tensor, outputs: Mapping[str, Tensor], codes: Mapping[str, CodedTensor] | None = None
+    path: Path,
+    inputs: Tensor,
+    outputs: Mapping[str, Tensor],
+    codes: Mapping[str, CodedTensor] | None = None,
+    sites: Sites | None = None,
 ) -> None:
     """Write `inputs`, and `outputs` (a lone one) or `outputs.NAME` for each, float32, as safetensors.
 
@@ -50,14 +56,30 @@ def write_golden(
         path: The file.
         inputs: float32 [samples, ...].
         outputs: As `golden_outputs` returns them.
-        codes: The model's coded tensors: the file's header names them, so that it is known for another model's.
+        codes: The model's coded tensors: the file's header has digests of their codes and scales, so that it is known
+            for another model's, and an ONNX file that lies alone is known for damaged.
+        sites: Its quantizers of activations, named likewise: the same weights without them answer otherwise. None:
+            nothing is said of them.
     """
     tensors = {"inputs": inputs.contiguous().numpy()}
     for name, output in outputs.items():
         tensors["outputs" if list(outputs) == [OUTPUT] else f"outputs.{name}"] = output.contiguous().numpy()
     # Not save_file: a full disk must show as OSError.
-    header = {name: codes_digest(np.asarray(coded.codes)) for name, coded in sorted((codes or {}).items())}
-    metadata = {CODES: json.dumps(header)} if header else None
+    header: dict[str, Any] = {}
+    if codes:
+        header["codes"] = {name: codes_digest(np.asarray(coded.codes)) for name, coded in sorted(codes.items())}
+        header["weights"] = {
+            name: {
+                "axis": coded.axis,
+                "bits": coded.bits,
+                "pattern": None if coded.pattern is None else "{}:{}".format(*coded.pattern),
+                "scale": scale_digest(np.asarray(coded.scale)),
+            }
+            for name, coded in sorted(codes.items())
+        }
+    if sites is not None:
+        header["activations"] = sites.to_json()
+    metadata = {MADE_WITH: json.dumps(header)} if header else None
     path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
 
 

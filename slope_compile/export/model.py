@@ -25,6 +25,7 @@ from slope_compile.export.passes.hold import HoldWeights
 from slope_compile.export.passes.optimize import Optimize
 from slope_compile.export.passes.quantize import QuantizeWeights
 from slope_compile.export.passes.write import EXTERNAL_OVER, WriteModel
+from slope_compile.qdq.sites import sites_of
 
 STAGE = "export"
 
@@ -83,7 +84,6 @@ def export_model(
     events.progress(STAGE, 0, 4, "golden outputs")
     exported = graph_form(copy, tuple(inputs.shape[1:]))
     outputs = golden_outputs(own_answer(copy, exported), inputs)
-    write_golden(files.golden, inputs, outputs, codes)
 
     events.progress(STAGE, 1, 4, "float graph")
     quantizers = trained_quantizers(exported)
@@ -104,6 +104,7 @@ def export_model(
     write = WriteModel(files.model, codes, quantize.placements, external_over)
     run_pass(write, graph)
     run_pass(ProveActivations(files.model, quantizers, activations.placed), graph)
+    write_golden(files.golden, inputs, outputs, codes, sites_of(files.model, quantizers))
     layers: dict[str, Any] = {"layers": layer_rows(modules, codes, quantize.placements, write.weights)}
     if quantizers:
         placed = activations.placed

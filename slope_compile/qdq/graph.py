@@ -151,11 +151,11 @@ def live_names(model: onnx.ModelProto) -> frozenset[str]:
             continue
         live.add(name)
         if name in made_by:
-            waiting += _read_by(made_by[name])
+            waiting += read_by(made_by[name])
     return frozenset(live)
 
 
-def _read_by(node: NodeProto) -> list[str]:
+def read_by(node: NodeProto) -> list[str]:
     """Return the names that a node reads, those of its subgraphs too, whoever defines them."""
     read: list[str] = []
     waiting = [node]

@@ -7,18 +7,19 @@ Malformed files end in an ArtifactError that names the tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto
 
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.graph import Scope, is_standard, scopes
-from slope_compile.qdq.tensors import REMEDY, dtype_name, load_graph, to_numpy
+from slope_compile.qdq.tensors import REMEDY, dtype_name, like, load_graph, to_numpy
 from slope_compile.qdq.weights import CodedWeight, Step, check_quantization
 
 __all__ = ["CodedWeight", "coded_weights", "iter_weights"]
@@ -43,7 +44,7 @@ def coded_weights(source: Path | onnx.ModelProto) -> list[CodedWeight]:
     return list(iter_weights(source))
 
 
-def iter_weights(source: Path | onnx.ModelProto) -> Iterator[CodedWeight]:
+def iter_weights(source: Path | onnx.ModelProto, numbers: bool = True) -> Iterator[CodedWeight]:
     """Yield what `coded_weights` returns, reading each tensor when it is its turn.
 
     Of the numbers in the file, those of one weight are held, if the caller lets go of it (`del weight`) before it asks
@@ -51,11 +52,13 @@ def iter_weights(source: Path | onnx.ModelProto) -> Iterator[CodedWeight]:
 
     Args:
         source: As `coded_weights`.
+        numbers: Without them `stored` has the type and the shape, all 0, in no memory.
 
     Raises:
         ArtifactError: As `coded_weights`.
     """
     model, place = (source, None) if isinstance(source, onnx.ModelProto) else (load_graph(source), source)
+    read = to_numpy if numbers else like
     # The path and the tensor are kept, so that no other object gets their ids.
     seen: dict[tuple[Any, ...], tuple[_Path, TensorProto]] = {}
     yielded: set[tuple[Any, ...]] = set()
@@ -68,7 +71,7 @@ def iter_weights(source: Path | onnx.ModelProto) -> Iterator[CodedWeight]:
                 key = (id(tensor), tuple(id(step) for _, step in path), node.op_type, index, *_transposed(scope, node))
                 if key not in seen:
                     seen[key] = path, tensor
-                    weight = [_weight(scope, node, index, path, name, tensor, place)]
+                    weight = [_weight(scope, node, index, path, name, tensor, place, read)]
                     meaning = (id(tensor), *_meaning(weight[0], path))
                     if meaning not in yielded:
                         yielded.add(meaning)
@@ -135,9 +138,16 @@ def trace_constant(scope: Scope, name: str) -> tuple[_Path, str, TensorProto | N
 
 
 def _weight(
-    scope: Scope, node: NodeProto, index: int, path: _Path, name: str, tensor: TensorProto, place: Path | None
+    scope: Scope,
+    node: NodeProto,
+    index: int,
+    path: _Path,
+    name: str,
+    tensor: TensorProto,
+    place: Path | None,
+    read: Callable[[TensorProto, Path | None, str], npt.NDArray[Any]] = to_numpy,
 ) -> CodedWeight:
-    stored = to_numpy(tensor, place, name)
+    stored = read(tensor, place, name)
     shape: tuple[int, ...] = stored.shape
     steps: list[Step] = []
     dequantize: tuple[Scope, NodeProto] | None = None

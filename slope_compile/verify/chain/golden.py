@@ -1,8 +1,8 @@
 """golden.safetensors: inputs, and what the trained model gave for them at export.
 
-Its header names the codes of the model that it was made from, a digest for each weight. So samples of another model are
-known for what they are, and not taken for an error of this one. Files of older exports have no such header: there only
-the outputs tell.
+Its header names the model that it was made from: a digest of each weight's codes and scales, and its quantizers of
+activations. So samples of another model are known for what they are, and not taken for an error of this one; and codes
+can be proved where no checkpoint is (`laws/kept.py`). Files of older exports have no such header, or name less.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from slope_compile.codes_file import codes_digest
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.reader import iter_weights
+from slope_compile.qdq.sites import Sites
 from slope_compile.qdq.weights import CodedWeight
+from slope_compile.recipe import parse_pattern
 from slope_compile.tensor_file import TensorFile
 from slope_compile.verify.chain.runners import Array, Arrays
 
@@ -28,7 +30,26 @@ if TYPE_CHECKING:
 MAX_GOLDEN_BYTES = 2**32
 MAX_OUTPUTS = 1000
 REMEDY = "Make it anew with `slope-compile export`."
-_CODES = "codes"  # header entry: weight -> digest of its codes
+_MADE_WITH, _OLDER = "made_with", "codes"  # header entries; older exports named codes alone
+
+
+class KeptWeight(NamedTuple):
+    """What a coded weight was when the samples were made, its codes aside."""
+
+    axis: int
+    bits: int
+    pattern: tuple[int, int] | None
+    scale: str
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> KeptWeight:
+        """Return what the header says of a weight.
+
+        Raises:
+            ValueError, KeyError, TypeError: If it says something else.
+        """
+        pattern = None if kept["pattern"] is None else parse_pattern(kept["pattern"])
+        return cls(int(kept["axis"]), int(kept["bits"]), pattern, str(kept["scale"]))
 
 
 @dataclass(frozen=True)
@@ -39,12 +60,16 @@ class Golden:
         inputs: What the model got.
         outputs: What it gave.
         codes: Weight -> digest of its codes; empty where the file does not say.
+        weights: Weight -> what else it was; empty where the file does not say.
+        sites: Its quantizers of activations; None where the file does not say.
         name: What to call the file.
     """
 
     inputs: Array
     outputs: Arrays
     codes: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, KeptWeight] = field(default_factory=dict)
+    sites: Sites | None = None
     name: str = "golden.safetensors"
 
 
@@ -62,7 +87,11 @@ def read_golden(path: Path) -> Golden:
         if len(file.entries) > MAX_OUTPUTS:
             raise ValueError(f"{len(file.entries)} tensors, more than {MAX_OUTPUTS}")
         tensors = {name: file.read(name) for name in file.entries}
-        codes = {str(name): str(digest) for name, digest in json.loads(file.metadata.get(_CODES, "{}")).items()}
+        made_with = json.loads(file.metadata.get(_MADE_WITH, "{}"))
+        named = made_with.get("codes", json.loads(file.metadata.get(_OLDER, "{}")))
+        codes = {str(name): str(digest) for name, digest in named.items()}
+        weights = {str(name): KeptWeight.of(kept) for name, kept in made_with.get("weights", {}).items()}
+        sites = Sites.from_json(made_with["activations"]) if "activations" in made_with else None
     except FileNotFoundError:
         raise ArtifactError(f"{path.name} is missing.", REMEDY) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -78,7 +107,8 @@ def read_golden(path: Path) -> Golden:
         if not inputs.ndim or not len(inputs) or output.shape[:1] != inputs.shape[:1]:
             shapes = f"inputs {inputs.shape} and {name} {output.shape}"
             raise ArtifactError(f"{path.name} holds {shapes}: not one output a sample.", REMEDY)
-    return Golden(inputs, {name.partition(".")[2]: output for name, output in tensors.items()}, codes, path.name)
+    outputs = {name.partition(".")[2]: output for name, output in tensors.items()}
+    return Golden(inputs, outputs, codes, weights, sites, path.name)
 
 
 def require_own(golden: Golden, onnx: Path) -> None:

@@ -20,7 +20,10 @@ from slope_compile.qdq.activations import StoredQuantizer
 from slope_compile.qdq.checks import Finding, check_weight, compare, count_where, float_bits
 from slope_compile.qdq.tensors import UnreadTypeError
 from slope_compile.qdq.weights import CodedWeight, row_blocks
+from slope_compile.verify.chain.golden import Golden
 from slope_compile.verify.laws.files import Artifacts, examine_others
+from slope_compile.verify.laws.kept import KeptDigests
+from slope_compile.verify.laws.layer_list import LayerList
 from slope_compile.verify.parity.steps import quantizer_findings
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, Status, listed, reason
 
@@ -126,24 +129,31 @@ def check_codes(
     codes: Once[Codes] | None,
     model: Once[nn.Module] | None,
     quantizers: Once[list[StoredQuantizer]] | None = None,
+    layers: LayerList | None = None,
+    golden: Once[Golden] | None = None,
 ) -> Check:
     """`codes`: codes and scales of the file equal the checkpoint's, and codes × scale equals the trained weights.
 
-    So do the steps of its quantizers of activations.
+    So do the steps of its quantizers of activations; and the export's layer list says of all of them what is so. Of a
+    file that lies alone, codes and scales have the digests that the golden samples have kept since its export.
 
     Args:
         weights: Gives what the reader finds in the file.
         codes: The checkpoint's coded tensors, by weight name.
         model: The trained model, where torch and the checkpoint are there.
         quantizers: What the reader found of activations.
+        layers: The export's layer list, if there should be one.
+        golden: The golden samples, if there are any.
     """
     if codes is None:
-        raise NotCheckedError("no coded tensors were given to compare with")
+        return _alone(weights, layers, golden)
     expected = codes()
-    findings = list(_file_findings(weights(), expected))
+    stored = weights() if layers is None else layers.watched(weights())
+    findings = list(_file_findings(stored, expected))
+    trained, why_not = _trained(model, findings)
+    findings += [] if layers is None else layers.findings(expected, trained)
     if not expected and not findings:
         raise NotCheckedError(NO_CODES)
-    trained, why_not = _trained(model, findings)
     if trained is not None:
         findings += list(_undeclared(trained, expected))
         for name in expected:
@@ -160,6 +170,39 @@ def check_codes(
     status: Status = "fail" if findings else "pass"
     equal = f"{count} codes of {len(expected)} tensors and their scales are bit-equal to the checkpoint's {against}"
     return Check("codes", status, listed(map(str, findings)) or equal, figures)
+
+
+def _alone(weights: Weights, layers: LayerList | None, golden: Once[Golden] | None) -> Check:
+    """Hold a file of which no checkpoint's codes are there against what the export wrote beside it."""
+    kept, why_not = _kept(golden)
+    passing = kept.watched(weights())
+    for weight in passing if layers is None else layers.watched(passing):
+        del weight
+    findings = kept.findings() + ([] if layers is None else layers.findings(None, None, kept.declared))
+    why_not = why_not or kept.why_not_told
+    figures = {
+        "tensors": kept.tensors,
+        "codes": kept.codes,
+        "trained_weights_compared": False,
+        "failing": sorted({finding.tensor for finding in findings}),
+    }
+    if findings:
+        return Check("codes", "fail", listed(map(str, findings)), figures)
+    if why_not:
+        agrees = "" if layers is None else f"; {layers.name} agrees with the file"
+        raise NotCheckedError(f"no coded tensors were given to compare with, and {why_not}{agrees}")
+    equal = f"{kept.codes} codes of {kept.tensors} tensors and their scales"
+    return Check("codes", "pass", f"{equal} have the digests that {kept.name} has kept since export", figures)
+
+
+def _kept(golden: Once[Golden] | None) -> tuple[KeptDigests, str]:
+    """Return the digests that golden samples keep; or none, and why."""
+    if golden is None:
+        return KeptDigests.none(), "there are no golden samples"
+    try:
+        return KeptDigests(golden()), ""
+    except ArtifactError as error:  # for the checks that compare outputs to fail
+        return KeptDigests.none(), error.problem
 
 
 def _file_findings(stored: Iterable[CodedWeight], expected: Codes) -> list[Finding]:

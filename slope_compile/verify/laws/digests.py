@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slope_compile.artifacts import Mismatch, RunFolder
+from slope_compile.artifacts import FILES, Mismatch, RunFolder
 from slope_compile.errors import ArtifactError
 from slope_compile.qdq.graph import scopes
 from slope_compile.qdq.tensors import external_location, load_graph
@@ -14,7 +14,7 @@ from slope_compile.verify.verdict import Check, NotCheckedError, listed
 
 # What a stage writes, or a program finds beside a model by itself. Such a file that nobody lists was put there, or its
 # entry was taken away; a note or what a file manager leaves is neither.
-ARTIFACTS = (".onnx", ".data", ".safetensors", ".engine", ".json", ".cache", ".bin", ".weights")
+ARTIFACTS = (".onnx", ".data", ".safetensors", ".engine", ".json", ".cache", ".bin", ".weights", ".slope")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Digests:
     undigested: Sequence[str] = ()
 
 
-def digests_of(folder: RunFolder, stages: Iterable[str]) -> Digests:
+def digests_of(folder: RunFolder, stages: Sequence[str]) -> Digests:
     """Compare the files of stages with the manifest.
 
     Args:
@@ -44,6 +44,9 @@ def digests_of(folder: RunFolder, stages: Iterable[str]) -> Digests:
     found = [stage for stage in stages if stage in folder.records]
     listed_files = {name for stage in found for name in folder.records[stage].outputs}
     strangers = [name for stage in found for name in folder.unlisted(stage)]
+    for stage, name in FILES.items():
+        if stage in stages and stage not in found and (folder.path / name).exists():
+            strangers.append(name)
     undigested = [
         f"{name} keeps tensors in {data}, which the manifest does not list"
         for name in sorted(listed_files)

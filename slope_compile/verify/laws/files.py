@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from onnx import NodeProto, TensorProto
 from safetensors import SafetensorError
 
@@ -213,13 +214,23 @@ def _examine_checkpoint(path: Path) -> Examined:
         if entry.dtype not in FLOATS:
             continue
         found.count("floats", entry.elements)
-        last = name.rpartition(".")[2]
         for block in file.blocks(name, BLOCK):
             # A block alone: of a big tensor the first bad element's place is told within its block.
-            if findings := check_floats(name, block, last in _TRAINED, last == _VARIANCE):
+            if findings := trained_findings(name, block):
                 found.findings += findings
                 break
     return found
+
+
+def trained_findings(name: str, values: npt.NDArray[Any]) -> list[Finding]:
+    """Return what floats of a trained model break: no NaN, no infinity in a parameter, no negative variance.
+
+    Args:
+        name: Of the tensor in the state dict; its end says what it is.
+        values: Its numbers, or some of them.
+    """
+    last = name.rpartition(".")[2]
+    return check_floats(name, values, last in _TRAINED, last == _VARIANCE)
 
 
 def _attempted(path: Path, examine: Any) -> Examined:
