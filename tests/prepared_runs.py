@@ -19,7 +19,10 @@ from slope_compile.build.engine import build_run
 from slope_compile.codes_file import save_codes
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.events import Events
+from slope_compile.export.placement import Placement
 from slope_compile.pipeline import TRAIN_SECTIONS
+from slope_compile.qdq.reader import coded_weights
+from slope_compile.qdq.weights import CodedWeight
 from slope_compile.recipe import Recipe, recipe_from
 from slope_compile.targets.options import Options
 
@@ -110,7 +113,7 @@ def make_run(
         json.dumps(figures | {"fp32_bytes": 1000, "plan": [], "layers": {}, "epochs": []})
     )
     write_golden(export / "model.onnx", export / "golden.safetensors")
-    (export / "layers.json").write_text(json.dumps({"layers": layer_rows(export / "model.onnx")}))
+    write_list(export / "layers.json", export / "model.onnx", codes_of(export / "model.onnx"))
     if really:
         built_at = folder.fresh_partial("build/a100")
         build_run(recipe.build, "a100", export, built_at, Events())
@@ -136,20 +139,23 @@ def write_golden(model: Path, out: Path) -> None:
     save_file({"inputs": x, "outputs": y}, out)
 
 
-def layer_rows(model: Path) -> list[dict[str, Any]]:
-    """The rows of an export's layers.json."""
-    rows = []
-    for (name, coded), op in zip(codes_of(model).items(), ("Conv", "Gemm"), strict=True):
-        size = coded.codes.size
-        rows.append(
-            {
-                "name": name, "op": op, "placement": "int4-weight", "reason": "-", "container": "INT4", "bits": 4,
-                "pattern": coded.pattern and "2:4", "shape": list(coded.codes.shape),
-                "bytes": {"fp32": 4 * size, "file": size // 2 + 4 * len(coded.scale)},
-                "density": float(np.count_nonzero(coded.codes) / size),
-            }
-        )  # fmt: skip
-    return rows
+def write_list(path: Path, model: Path, codes: Mapping[str, CodedTensor]) -> Path:
+    """Write the layers.json of an export of a file as it is."""
+    from slope_compile.export.layers import layer_rows  # torch: most of what prepares runs needs none
+
+    stored = coded_weights(model)
+    placements = {one.name: (one.op, Placement(_placement(one), "-", one.dtype, one.block_size)) for one in stored}
+    modules: dict[str, Any] = dict.fromkeys(placements)
+    path.write_text(json.dumps({"layers": layer_rows(modules, codes, placements, stored)}))
+    return path
+
+
+def _placement(weight: CodedWeight) -> str:
+    if weight.codes is None:
+        return "float"
+    if weight.dtype == "INT8":
+        return "int8-weight"
+    return "int4-weight" if weight.block_size else "int4-storage"
 
 
 def codes_of(model: Path) -> dict[str, CodedTensor]:

@@ -12,6 +12,7 @@ from slope_compile.compression.codes import CodedTensor
 from slope_compile.events import Events
 from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights, iter_weights
+from slope_compile.verify.chain.golden import read_golden
 from slope_compile.verify.chain.places import ENGINE, ONNX, Chain
 from slope_compile.verify.chain.repeatable import check_repeatable
 from slope_compile.verify.chain.runners import Arrays
@@ -19,6 +20,7 @@ from slope_compile.verify.chain.saved import save_chain
 from slope_compile.verify.laws.check import Declared, check_codes, check_pattern
 from slope_compile.verify.laws.digests import Digests, check_digests
 from slope_compile.verify.laws.files import Artifacts
+from slope_compile.verify.laws.layer_list import LayerList
 from slope_compile.verify.layerwise import Layerwise
 from slope_compile.verify.metric.check import MetricTask, check_metric
 from slope_compile.verify.parity.agreement import check_agreement
@@ -50,6 +52,8 @@ def verify_model(
     digests: Digests | None = None,
     allowed: Tolerance | None = None,
     engine_layers: Callable[[], Check] | None = None,
+    layers: Path | None = None,
+    packed: Callable[[], Check] | None = None,
     out: Path | None = None,
     events: Events | None = None,
 ) -> Verdict:
@@ -72,6 +76,8 @@ def verify_model(
         digests: How the files compare with their manifest.
         allowed: How far the engine's outputs may be off; None: derived here.
         engine_layers: `engine.layers`: what the engine holds against what was placed; None: nothing was built.
+        layers: The export's layer list; None: there need be none.
+        packed: `packed`: what the packed file holds; None: nothing was packed.
         out: Where the runs of the chain, the layers' errors and reproducers are written; None: nowhere.
         events: Told how far the verification is.
 
@@ -93,6 +99,8 @@ def verify_model(
         else _once(codes, cast(Any, lambda: StoredCodes(cast(Path, codes))), isinstance(codes, Path))
     )
     files = Artifacts.of(onnx, placed, codes)
+    kept = None if golden is None else Once(lambda: read_golden(golden))
+    layer_list = None if layers is None else LayerList(layers, onnx)
     task = None if metric is None else _once(metric, cast(Any, metric), not isinstance(metric, MetricTask))
 
     def jittered() -> list[Arrays]:
@@ -113,7 +121,8 @@ def verify_model(
         "pattern": lambda: check_pattern(
             lambda: iter_weights(onnx), expected, None if declared is None else Once(declared), files
         ),
-        "codes": lambda: check_codes(lambda: iter_weights(onnx), expected, trained, quantizers),
+        "codes": lambda: check_codes(lambda: iter_weights(onnx), expected, trained, quantizers, layer_list, kept),
+        "packed": packed or _nothing_packed,
         "repeatable": lambda: check_repeatable(chain, tolerance, floats),
         "parity.folded": lambda: check_folded(chain, tolerance),
         "parity.onnx": lambda: check_onnx(chain, tolerance, steps),
@@ -148,6 +157,10 @@ def _engine(engine: EngineUnderTest | None, chain: Chain, tolerance: Once[Tolera
 
 def _nothing_built() -> Check:
     raise NotCheckedError("nothing was built")
+
+
+def _nothing_packed() -> Check:
+    raise NotCheckedError("nothing was packed")
 
 
 def _together(*hops: Tolerance) -> Tolerance:

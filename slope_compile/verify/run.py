@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slope_compile.artifacts import RunFolder, read_json
+from slope_compile.artifacts import Record, RunFolder, read_json
 from slope_compile.errors import ArtifactError, DataError, ModelError
 from slope_compile.events import Events
 from slope_compile.metric_names import compared, words
@@ -20,11 +20,12 @@ from slope_compile.verify.baseline.runs import Compared
 from slope_compile.verify.built.check import check_engine_layers
 from slope_compile.verify.files import write_verdict
 from slope_compile.verify.laws.digests import digests_of
+from slope_compile.verify.laws.packed import check_packed
 from slope_compile.verify.metric.check import NO_RECORD, Batch, MetricTask, References
 from slope_compile.verify.model import verify_model
 from slope_compile.verify.parity.engine import EngineUnderTest, engine_under_test
 from slope_compile.verify.require import parse_required
-from slope_compile.verify.verdict import Check, NotCheckedError, Verdict, reason
+from slope_compile.verify.verdict import Check, NotCheckedError, Verdict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +57,8 @@ def verify_run(
             raise ArtifactError(f"{folder.path} has no finished '{stage}'.", f"Run `slope-compile {stage}` first.")
     train, export = folder.stage_path("train"), folder.stage_path("export")
     built = f"build/{target}"
-    digests = digests_of(folder, ("train", "export", built))
+    digests = digests_of(folder, ("train", "pack", "export", built))
+    packed = folder.stage_path("pack")
     engine = _engine(folder, target, asked.trust_engine)
     placed = folder.stage_path(built) / "placed.onnx" if built in folder.records else None
     verdict = verify_model(
@@ -66,8 +68,10 @@ def verify_run(
         golden=export / "golden.safetensors",
         engine=engine,
         engine_layers=lambda: check_engine_layers(engine, export / "model.onnx", placed, target),
+        layers=export / "layers.json",
+        packed=(lambda: check_packed(packed, train)) if "pack" in folder.records else None,
         placed=placed,
-        metric=lambda: _metric(recipe, train / "metrics.json", folder.records["train"].key),
+        metric=lambda: _metric(recipe, train / "metrics.json", folder.records["train"]),
         digests=digests,
         out=out,
         events=events,
@@ -110,7 +114,8 @@ def verify(onnx: Path | str, *, model: nn.Module | None = None, golden: Path | s
         codes = codes_of(model)
     beside = path.with_suffix(".golden.safetensors")
     kept = Path(golden) if golden is not None else beside if beside.is_file() else None
-    return verify_model(path, codes=codes, model=model, golden=kept)
+    layers = path.with_suffix(".layers.json")
+    return verify_model(path, codes=codes, model=model, golden=kept, layers=layers if layers.is_file() else None)
 
 
 def _engine(folder: RunFolder, target: str, trust: bool) -> EngineUnderTest | None:
@@ -132,7 +137,7 @@ def _trained(recipe: Recipe, train: Path) -> nn.Module:
         raise NotCheckedError(str(error)) from None
 
 
-def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> MetricTask:
+def _metric(recipe: Recipe, metrics: Path, trained: Record) -> MetricTask:
     _require_torch()
     from slope_compile.train.sources import source_digests
 
@@ -140,14 +145,14 @@ def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> Metric
         now = source_digests(recipe)
     except (DataError, ModelError) as error:
         raise NotCheckedError(str(error)) from None
-    changed = [name for name, digest in now.items() if trained.get(name) != digest]
+    changed = [name for name, digest in now.items() if trained.key.get(name) != digest]
     if changed:
         raise NotCheckedError(f"{', '.join(changed)} changed since training: the accuracies would be of other images")
     from slope_compile.train.data import load_data
     from slope_compile.train.loader import batches, in_order
 
     measured = _json(metrics)
-    metric, record = _name(measured), _record(metrics.with_name(RECORD))
+    metric, record = _name(measured), _record(metrics.with_name(RECORD), trained)
     data = load_data(recipe.data, recipe.train.seed, recipe.model.classes)
     if data.kind == "detection":
         from slope_compile.verify.metric.detector import detection_task
@@ -176,14 +181,15 @@ def _metric(recipe: Recipe, metrics: Path, trained: Mapping[str, str]) -> Metric
     )
 
 
-def _record(path: Path) -> Mapping[str, Answers] | str:
-    """Return what training's models answered to each item, or why that is not known: figures need no record."""
-    if not path.is_file():
+def _record(path: Path, trained: Record) -> Mapping[str, Answers] | str:
+    """Return what training's models answered to each item; or that training kept no such record, as it once did not.
+
+    Raises:
+        ArtifactError: If there is or should be one, and it is not what training writes.
+    """
+    if not path.is_file() and not any(Path(name).name == RECORD for name in trained.outputs):
         return f"{NO_RECORD} (no {path.name})"
-    try:
-        return load_record(path)
-    except ArtifactError as error:
-        return reason(error)
+    return load_record(path)
 
 
 def _require_torch() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from bundle_files import codes_of, recipe
+from prepared_runs import write_list
 from safetensors.numpy import save_file
 
 from slope_compile.artifacts import RunFolder
@@ -30,7 +31,7 @@ def run(net: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> R
     x = np.random.default_rng(0).normal(size=(6, 4, 6, 6)).astype(np.float32)
     (y,) = ort.InferenceSession(export / "model.onnx", providers=["CPUExecutionProvider"]).run(None, {"x": x})
     save_file({"inputs": x, "outputs": y}, export / "golden.safetensors")
-    (export / "layers.json").write_text(json.dumps({"layers": []}))
+    write_list(export / "layers.json", export / "model.onnx", codes_of(export / "model.onnx"))
     for stage in ("train", "export"):
         folder.commit(stage, {}, {})
     (folder.path / "recipe.yaml").write_text(recipe().to_yaml())

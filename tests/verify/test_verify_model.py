@@ -20,8 +20,8 @@ from slope_compile.verify.model import verify_model
 from slope_compile.verify.verdict import Verdict
 
 NAMES = [
-    "digest", "pattern", "codes", "repeatable", "parity.folded", "parity.onnx", "parity.onnx-default", "parity.placed",
-    "parity.engine", "engine.layers", "agreement", "metric",
+    "digest", "pattern", "codes", "packed", "repeatable", "parity.folded", "parity.onnx", "parity.onnx-default",
+    "parity.placed", "parity.engine", "engine.layers", "agreement", "metric",
 ]  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_what_the_model_was_exported_to_passes(tmp_path: Path, capfd: pytest.Cap
     assert verdict.verdict == "pass"
     assert [check.name for check in verdict.checks] == NAMES
     status = {check.name: check.status for check in verdict.checks}
-    not_checked = ("digest", "parity.folded", "parity.placed", "parity.engine", "engine.layers", "metric")
+    not_checked = ("digest", "packed", "parity.folded", "parity.placed", "parity.engine", "engine.layers", "metric")
     assert status == dict.fromkeys(NAMES, "pass") | dict.fromkeys(not_checked, "not checked")
     assert "no parametrized weights" in verdict["parity.folded"].detail
     assert verdict["codes"].figures == {

@@ -36,6 +36,13 @@ def test_only_a_pass_is_enough() -> None:
     assert met == {"pass": True, "fail": False, "not checked": False, "absent": False}
 
 
+def test_a_metric_without_fp32_is_half_a_check() -> None:
+    for against, met in ((["FP32", "the trained model"], True), (["the trained model"], False)):
+        check = {"name": "metric", "status": "pass", "detail": "d", "figures": {"judged_against": against}}
+        (row,) = judge_required(["metric"], [check])
+        assert row == {"name": "metric", "status": "pass" if met else "not checked", "met": met, "detail": "d"}
+
+
 def test_every_check_that_is_made_can_be_required(net: Callable[..., Path]) -> None:
     made = [check.name for check in verify_model(net(), codes=codes_of(net())).checks]
     assert made == [name for name in CHECKS if name != "placement" and not name.startswith("baseline.")]

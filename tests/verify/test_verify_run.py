@@ -14,6 +14,7 @@ import pytest
 import torch
 from engine_files import write_layers
 from onnx import numpy_helper
+from prepared_runs import write_list
 from safetensors.numpy import save_file
 from verify_twins import CHANNELS, SIDE, Twin, TwinModel, initializer, make_twin
 
@@ -45,6 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     )
     twin.write(export / "model.onnx")
     twin.golden(export / "golden.safetensors")
+    write_list(export / "layers.json", export / "model.onnx", twin.codes)
     (build / "model.engine").write_bytes(b"plan")
     twin.write(build / "placed.onnx")
     write_layers(build, export / "model.onnx")
@@ -93,9 +95,9 @@ def test_a_whole_run_passes_every_check_but_the_engines(run: RunFolder) -> None:
     verdict = judge(run)
     assert verdict.verdict == "pass"
     assert {check.name: check.status for check in verdict.checks if check.status != "pass"} == dict.fromkeys(
-        ("parity.folded", "parity.engine", "engine.layers"), "not checked"
+        ("packed", "parity.folded", "parity.engine", "engine.layers"), "not checked"
     )
-    assert verdict["digest"].figures["files"] == 8
+    assert verdict["digest"].figures["files"] == 9
     assert verdict["metric"].figures["items"] == 20
     assert verdict["metric"].figures["onnx"] == 1.0
 
@@ -121,6 +123,7 @@ def test_an_edited_file_fails_digest_and_is_examined_all_the_same(run: RunFolder
         ("train/codes.safetensors", {"digest", "codes"}),
         ("train/metrics.json", {"digest", "metric"}),
         ("export/golden.safetensors", {"digest", *READS_GOLDEN}),
+        ("export/layers.json", {"digest", "codes", "engine.layers"}),
         ("build/a100/layers.json", {"digest", "parity.engine", "engine.layers"}),
         ("build/a100/placed.onnx", {"digest", "pattern", "parity.placed", "engine.layers"}),
         ("train/checkpoint.safetensors", {"digest", "pattern"}),

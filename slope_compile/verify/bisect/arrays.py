@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from slope_compile.qdq.tensors import INTEGER_BITS
@@ -15,7 +17,7 @@ from slope_compile.verify.chain.runners import Array
 FEW = 0.5  # share of elements up to which a difference is of single ones
 SAME = 1e-6  # relative: two float32 products of the same code with the same scale
 ALIKE = 0.9  # cosine from which two arrays are the same weights, rounded in another way
-HALVES = ((2.0**-11, "FP16"), (2.0**-8, "BF16"))
+HALVES = (("FP16", np.dtype(np.float16)), ("BF16", np.dtype(ml_dtypes.bfloat16)))
 Test = Callable[[Array, Array], "str | None"]  # expected, found -> what it is, if it is that
 
 
@@ -29,7 +31,7 @@ def weight_cause(expected: Array, found: Array, coded: CodedWeight | None) -> st
     """
     if expected.shape == found.shape and _same_bits(expected, found):
         return None
-    told = None if coded is None else _stored_cause(expected, coded)
+    told = None if coded is None else _stored_cause(expected, found, coded)
     if told is None and expected.shape == found.shape and np.isfinite(found).all():
         told = _first(_WHOLE, expected, found)
         if told is None and coded is not None and coded.codes is not None:
@@ -130,16 +132,20 @@ def masked(expected: Array, found: Array) -> str | None:
     return f"mask broken: {lost} of {found.size} values are 0 that should not be"
 
 
-def rounded_to_half(expected: Array, found: Array) -> str | None:
-    """Return the type of 16 bits to which the values seem to be rounded."""
-    with np.errstate(all="ignore"):
-        apart = np.abs(found.astype(np.float64) - expected)
-        relative = float(np.max(apart / np.abs(expected), where=expected != 0, initial=0.0))
-    if np.any(apart[expected == 0]):
+def last_bits(expected: Array, found: Array) -> str | None:
+    """Return by how much single values are off, where none is off by more than a few of its last bits."""
+    if expected.dtype.kind != "f" or not np.array_equal(expected == 0, found == 0):
         return None
-    if relative <= 2.0**-20:
-        return f"the last bits differ: by up to {relative:.1e} of a value"
-    return next((f"rounded to lower precision, as {kind} is" for unit, kind in HALVES if relative <= unit), None)
+    with np.errstate(all="ignore"):
+        apart = np.abs(found.astype(np.float64) / expected - 1)
+    relative = float(np.max(apart, where=expected != 0, initial=0.0))
+    return f"the last bits differ: by up to {relative:.1e} of a value" if relative <= 2.0**-20 else None
+
+
+def rounded_to_half(expected: Array, found: Array) -> str | None:
+    """Return the type of 16 bits to which the values are rounded: noise of that size is no rounding."""
+    kinds = [kind for kind, dtype in HALVES if np.array_equal(_in_half(expected, dtype), found)]
+    return f"rounded to lower precision, as {kinds[0]} is" if kinds else None
 
 
 def single(expected: Array, found: Array) -> str | None:
@@ -162,8 +168,8 @@ def other(expected: Array, found: Array) -> str | None:
     return f"stale: all values differ, at a cosine of {cosine:.2f}: another run's"
 
 
-def _stored_cause(expected: Array, coded: CodedWeight) -> str | None:
-    """Return what the way of storing alone explains: a zero point, a scale that is no scale, a scale's axis."""
+def _stored_cause(expected: Array, found: Array, coded: CodedWeight) -> str | None:
+    """Return what the way of storing alone explains: a zero point, a scale that is none, or rounded, a scale's axis."""
     if coded.zero_point is not None and coded.zero_point.any():
         first = coded.zero_point.ravel()[np.flatnonzero(coded.zero_point)[0]]
         return (
@@ -171,6 +177,8 @@ def _stored_cause(expected: Array, coded: CodedWeight) -> str | None:
         )
     if coded.scale is not None and not np.isfinite(coded.scale).all():
         return f"NaN or infinity in {np.count_nonzero(~np.isfinite(coded.scale))} of {coded.scale.size} scales"
+    if coded.scale is not None and (told := _rounded_scales(expected, found, coded.scale)):
+        return told
     if coded.scale is not None and coded.axis is not None and not coded.block_size:
         for axis, length in enumerate(coded.stored.shape):
             if length == coded.scale.size and np.ptp(coded.scale):
@@ -180,6 +188,19 @@ def _stored_cause(expected: Array, coded: CodedWeight) -> str | None:
                     return (
                         f"wrong axis: the scales run along axis {coded.axis} of the codes; along axis {axis} they fit"
                     )
+    return None
+
+
+def _rounded_scales(expected: Array, found: Array, scale: Array) -> str | None:
+    """Return the type of 16 bits that holds all scales, where each value is off by no more than rounding to it."""
+    if expected.shape != found.shape or not np.array_equal(expected == 0, found == 0):
+        return None
+    with np.errstate(all="ignore"):
+        apart = np.abs(found.astype(np.float64) / expected - 1)
+    far = float(np.max(apart, where=expected != 0, initial=0.0))
+    for kind, dtype in HALVES:
+        if 2.0**-20 < far <= float(ml_dtypes.finfo(dtype).eps) and np.array_equal(_in_half(scale, dtype), scale):
+            return f"scales rounded to lower precision, as {kind} is"
     return None
 
 
@@ -230,19 +251,15 @@ def _channel_factors(each: Array, off: Array, what: str) -> str:
         return f"{_factor(float(each[off[0]]))}, in {where}"
     if np.all(each[off] < 0) and np.allclose(each[off], -1.0, rtol=SAME):
         return f"sign flipped in {where}"
-    far = float(np.abs(each - 1).max())
-    kind = next((kind for unit, kind in HALVES if 2.0**-20 < far <= unit), None)
-    if kind is not None and len(off) > len(each) / 2:
-        return f"scales rounded to lower precision, as {kind} is, in {where}"
     low, high = float(each[off].min()), float(each[off].max())
-    return f"scales differ in {where}, by factors of {low:.4g} to {high:.4g}"
+    return f"scales differ in {where}, by factors of {low:.7g} to {high:.7g}"
 
 
 def _factor(factor: float) -> str:
     size, exponent = abs(factor), math.log2(abs(factor)) if factor else math.nan
     sign = "sign flipped" if factor < 0 else ""
     if math.isclose(size, 1.0, rel_tol=SAME):
-        return sign or "the last bits of the scale differ"
+        return sign
     power = abs(exponent - round(exponent)) < 1e-6 if math.isfinite(exponent) else False
     told = f"scale off by a power of two: x {factor:g}" if power else f"scale off by a factor of {factor:.6g}"
     return f"{sign} and {told}" if sign else told
@@ -250,6 +267,11 @@ def _factor(factor: float) -> str:
 
 def _along(scale: Array, axis: int, rank: int) -> Array:
     return scale.reshape([-1 if index == axis else 1 for index in range(rank)])
+
+
+def _in_half(values: Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(all="ignore"):
+        return values.astype(dtype).astype(values.dtype)
 
 
 def _close(a: Array, b: Array) -> bool:
@@ -260,5 +282,6 @@ def _same_bits(a: Array, b: Array) -> bool:
     return bool(np.array_equal(a, b, equal_nan=np.issubdtype(a.dtype, np.floating)))
 
 
-_WHOLE: tuple[Test, ...] = (transposed, permuted, scaled)  # the same values, in another place or size
+# The same values, but for rounding, in another place, or in another size.
+_WHOLE: tuple[Test, ...] = (last_bits, transposed, permuted, scaled)
 _SINGLE: tuple[Test, ...] = (clipped, masked, rounded_to_half, single, other)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto
+from onnx import ModelProto, NodeProto, helper
 
 from slope_compile.placement.rounding import rounded
+from slope_compile.qdq.graph import is_standard
 from slope_compile.qdq.reader import NARROW
 from slope_compile.verify.bisect.arrays import array_cause, weight_cause
+from slope_compile.verify.bisect.distance import relative_error
 from slope_compile.verify.bisect.onnx_side import OnnxSide
 from slope_compile.verify.bisect.parameters import attributes_of, constant_of, parameters
 from slope_compile.verify.bisect.points import Key, Side
@@ -58,6 +60,8 @@ def likely_cause(reference: Side, tested: Side, feed: Arrays, points: Points, fo
             told = [_fused(reference, tested, feed, points, found)]
         elif isinstance(reference, OnnxSide):
             told = [*_structure(reference, tested, found, points, nodes)]
+        else:
+            told = [_other_gelu(reference, tested, feed, points, found, nodes)]
     return Cause("; ".join(filter(None, told)) or tensor_cause(found.reference, found.tested))
 
 
@@ -153,19 +157,50 @@ def _lone_quantizer(tested: Side, nodes: list[NodeProto], layers: list[str], poi
 
 def _fused(reference: Side, tested: OnnxSide, feed: Arrays, points: Points, found: Local) -> str | None:
     """Return whether the same part of the file is right without ONNX Runtime's optimizations."""
-    plain = OnnxSide(tested.path)
-    graph, place = plain.graph, plain.graph.keys[found.key]
+    again = _computed(reference, OnnxSide(tested.path), feed, points, found)
+    if again is None or not relative_error(found.reference, again) <= found.allowed:
+        return None
+    return f"fused at lower precision by ONNX Runtime's optimizer: {tensor_cause(found.reference, found.tested)}"
+
+
+def _other_gelu(
+    reference: Side, tested: OnnxSide, feed: Arrays, points: Points, found: Local, nodes: list[NodeProto]
+) -> str | None:
+    """Return whether the same nodes with the other formula of Gelu make what torch made."""
+    gelus = [node for node in nodes if is_standard(node, "Gelu")]
+    if not gelus:
+        return None
+    here = attributes_of(gelus[0]).get("approximate", b"none")
+    other = b"none" if here == b"tanh" else b"tanh"
+
+    def exchange(model: ModelProto) -> None:
+        for node in model.graph.node:
+            if is_standard(node, "Gelu"):
+                del node.attribute[:]
+                node.attribute.append(helper.make_attribute("approximate", other))
+
+    again = _computed(reference, tested, feed, points, found, exchange)
+    if again is None or not relative_error(found.reference, again) <= found.allowed:
+        return None
+    return f"Gelu's approximate is {here.decode(errors='replace')}, expected {other.decode()}"
+
+
+def _computed(
+    reference: Side,
+    side: OnnxSide,
+    feed: Arrays,
+    points: Points,
+    found: Local,
+    change: Callable[[ModelProto], None] | None = None,
+) -> Array | None:
+    """Return a tensor as a file makes it of the reference's own tensors before it; None where its shape is another."""
+    graph, place = side.graph, side.graph.keys[found.key]
     at = {graph.keys[key]: key for key in points.keys}
     begins, _ = graph.segment(place, at.keys())
     known = reference.values(feed, [at[name] for name in begins if name in at])
-    again = plain.compute(feed, {graph.keys[key]: array for key, array in known.items()}, [place])[place]
-    if again.shape != found.reference.shape:
-        return None
-    apart = float(np.max(np.abs(again.astype(np.float64) - found.reference), initial=0.0))
-    largest = float(np.max(np.abs(found.reference), initial=0.0)) or 1.0
-    if not apart / largest <= found.allowed:
-        return None
-    return f"fused at lower precision by ONNX Runtime's optimizer: {tensor_cause(found.reference, found.tested)}"
+    given = {graph.keys[key]: array for key, array in known.items()}
+    again = side.compute(feed, given, [place], change)[place]
+    return again if again.shape == found.reference.shape else None
 
 
 def _structure(side: OnnxSide, tested: OnnxSide, found: Local, points: Points, nodes: list[NodeProto]) -> Iterator[str]:

@@ -35,6 +35,7 @@ class OnnxGraph:
         outputs: Names of its outputs.
         producer: Value -> the node that makes it.
         keys: What is comparable -> the value's name, in graph order.
+        read: What quantizers read -> the value's name: the graph's own inputs too.
         layers: Layer name -> its multiplying node or norm; of several, the first.
 
     Raises:
@@ -56,7 +57,9 @@ class OnnxGraph:
         self.layers: dict[str, NodeProto] = {}
         self._quantizers = {one.output: one for one in stored_quantizers(path)}
         self.quantizers = {one.name: one for one in self._quantizers.values()}
-        self.keys = {key: value for key, value in self._all_keys() if value in self.producer}
+        every = dict(self._all_keys())
+        self.keys = {key: value for key, value in every.items() if value in self.producer}
+        self.read = {key: value for key, value in every.items() if key.role == "read"}
 
     def layer_of(self, node: NodeProto) -> str | None:
         """Return the name of the layer that a node is, by its weight's initializer; None for other nodes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,8 @@ class OnnxSide:
     def lengths(self) -> dict[str, int]:
         """K of each layer: the products in one of its outputs."""
         found = {}
-        for weight in iter_weights(self.path):
+        for weight in iter_weights(self.path, numbers=False):
             found[weight.name.removesuffix(".weight")] = reduction_length(weight)
-            del weight
         return found
 
     @cached_property
@@ -77,22 +76,31 @@ class OnnxSide:
 
         An optimized file is run whole, with the tensors marked: its optimizer looks at what reads a value.
         """
-        wanted = {key: self.graph.keys[key] for key in keys}
-        names = list(dict.fromkeys(wanted.values()))
+        wanted = {key: self.graph.read[key] if key.role == "read" else self.graph.keys[key] for key in keys}
+        names = [name for name in dict.fromkeys(wanted.values()) if name not in self.graph.inputs]
         found = self._marked(feed, names) if self.optimized else self.compute(feed, {}, names)
-        return {key: found[name] for key, name in wanted.items()}
+        return {key: found[name] if name in found else _plain(feed[name]) for key, name in wanted.items()}
 
-    def compute(self, feed: Arrays, given: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+    def compute(
+        self,
+        feed: Arrays,
+        given: Mapping[str, Array],
+        wanted: Sequence[str],
+        change: Callable[[onnx.ModelProto], None] | None = None,
+    ) -> dict[str, Array]:
         """Return values computed from others: each from those given that are nearest before it, or from the inputs.
 
         Args:
             feed: The graph's inputs.
             given: Value -> what to put in its place, for all that read it.
             wanted: Values to return; what is made of a given one, not what is put there.
+            change: Makes another model of the nodes that compute them.
         """
         if not wanted:
             return {}
         part = self.graph.part(given.keys(), wanted)
+        if change is not None:
+            change(part)
         inputs = [value.name for value in part.graph.input]
         with np.errstate(over="ignore"):
             arrays = {name: self.typed(name, given[name]) if name in given else feed[name] for name in inputs}

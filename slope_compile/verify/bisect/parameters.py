@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _OF_NORM = ("weight", "bias", "running_mean", "running_var")
-_ATTRIBUTES = ("strides", "pads", "dilations", "group", "epsilon")
+_ATTRIBUTES = ("strides", "pads", "dilations", "group", "epsilon", "alpha", "beta")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Parameters:
         weight: Output channels first, before any cast to half precision; of a norm, its factor.
         coded: How the file stores it; None for torch.
         others: `bias`, `running_mean`, `running_var`.
-        attributes: `strides`, `pads`, `dilations`, `group`, `epsilon`, as far as they are known.
+        attributes: `strides`, `pads`, `dilations`, `group`, `epsilon`, a Gemm's `alpha` and `beta`, as far as they are
+            known.
     """
 
     weight: Array | None = None
@@ -105,7 +106,7 @@ def _of_node(graph: OnnxGraph, node: NodeProto) -> Parameters:
         defaults = {"strides": [1] * axes, "pads": [0] * 2 * axes, "dilations": [1] * axes, "group": 1}
         attributes = defaults | attributes
     else:
-        attributes = {}
+        attributes = {"alpha": 1.0, "beta": 1.0} | attributes
     return Parameters(weight, coded, others, attributes)
 
 
@@ -124,6 +125,8 @@ def _of_module(module: nn.Module) -> Parameters:
         attributes = {"strides": list(module.stride), "dilations": list(module.dilation), "group": module.groups}
         if not isinstance(module.padding, str):
             attributes["pads"] = [*module.padding, *module.padding]
+    elif isinstance(module, nn.Linear):
+        attributes = {"alpha": 1.0, "beta": 1.0}  # Gemm's: of the product, and of the bias
     elif hasattr(module, "eps"):
         attributes = {"epsilon": module.eps}
     return Parameters(arrays.pop("weight", None), None, arrays, attributes)

@@ -153,7 +153,7 @@ def _judge(
         twice = _apart(first, second, allowed, lambda: _random_causes(chain, place, run, batch))
         figures |= twice.figures("twice")
         if twice.cause is not None:
-            cause = twice.cause or "no random operation was found: does it keep a state from one call to the next?"
+            cause = twice.cause or "no random operation and no state that it keeps was found"
             chain.unsteady[place] = why = f"does not answer the same twice ({cause})"
             far = twice.difference.told(twice.allowed)
             return figures, [f"{whose} {why}: it {far}"]
@@ -227,9 +227,10 @@ def _random_causes(chain: Chain, place: str, run: Run, batch: Arrays) -> str:
     if place == ONNX:
         causes = onnx_causes(load_graph(chain.onnx)).draws
     else:
-        from slope_compile.verify.chain.torch_causes import random_causes
+        from slope_compile.verify.chain.torch_causes import random_causes, state_causes
 
         causes = random_causes(chain.trained_model(), lambda: run([batch]))
+        causes = causes or state_causes(chain.trained_model(), lambda: run([batch]))
     return listed(causes, 3)
 
 

@@ -39,6 +39,51 @@ def batch_causes(model: nn.Module, run: Callable[[], object]) -> list[str]:
     return [f"{_where(model, name)} normalizes with the batch's own statistics ({op})" for name, op in told.items()]
 
 
+def state_causes(model: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Return the modules that keep something from one call to the next, with what they keep, in the model's order.
+
+    Args:
+        model: As of `random_causes`.
+        run: As of `random_causes`.
+    """
+    before, found = [dict[str, Any]()], list[str]()
+
+    def remember(*_: object) -> None:
+        before[0] = {place: _copied(value) for place, value in _kept(model)}
+
+    def look(*_: object) -> None:
+        for place, value in _kept(model):
+            if place in before[0] and not _equal(before[0][place], value):
+                module, name = place.rsplit(".", 1)
+                found.append(f"{_where(model, module)} changes its '{name}' with each call")
+
+    handles = [model.register_forward_pre_hook(remember), model.register_forward_hook(look, always_call=True)]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(found))
+
+
+def _kept(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the buffers of all modules and the tensors and numbers among their attributes, by their place."""
+    for name, module in model.named_modules():
+        for own, value in (*module._buffers.items(), *vars(module).items()):
+            if isinstance(value, torch.Tensor | int | float):
+                yield f"{name}.{own}", value
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and bool(torch.equal(a, b.to(a.device)))
+    return type(a) is type(b) and a == b
+
+
 def _where(model: nn.Module, name: str) -> str:
     return f"module '{name}'" if name else f"the forward of {type(model).__name__}"
 

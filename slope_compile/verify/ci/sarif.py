@@ -21,6 +21,7 @@ RULES = {
     "digest": "The files are those that the manifest lists.",
     "pattern": "Weights keep the n:m pattern, the code range, positive scales and zero points of 0.",
     "codes": "Codes and scales are those that were trained, bit for bit.",
+    "packed": "The packed file holds what was trained, bit for bit.",
     "repeatable": "The same input gives the same output, alone or in a batch.",
     "parity.folded": "The folded torch model answers as the trained one.",
     "parity.onnx": "The ONNX file answers as the torch model.",

@@ -12,6 +12,7 @@ NOTHING = "no check could be made: nothing checked is nothing passed"
 # Which file of a run a check speaks of; the others speak of the exported model.
 FILES = {
     "digest": "manifest.json",
+    "packed": "model.slope",
     "parity.placed": "build/{target}/placed.onnx",
     "parity.engine": "build/{target}/model.engine",
     "engine.layers": "build/{target}/layers.json",
@@ -50,7 +51,7 @@ class Verified:
         verdict: verify.json's form; of several targets each check and each requirement with its `target`.
     """
 
-    kind: Literal["run", "bundle", "onnx"]
+    kind: Literal["run", "bundle", "onnx", "packed"]
     location: str
     verdict: Mapping[str, Any]
 

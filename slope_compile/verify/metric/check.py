@@ -19,6 +19,7 @@ from slope_compile.train.validation import Answers, Classified
 from slope_compile.verify.chain.runners import Arrays, TorchRunner, input_names, output_names, quiet
 from slope_compile.verify.metric.bootstrap import Interval, items_to_tell
 from slope_compile.verify.metric.intervals import Intervals, intervals, measured
+from slope_compile.verify.require import FP32, JUDGED_AGAINST
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "metric"
-FP32, TRAINED = "FP32", "the trained model"  # whose metrics the ONNX model's are compared with
+TRAINED = "the trained model"  # beside FP32's, whose metrics the ONNX model's are compared with
 FLOAT_SLACK = 1e-9  # a drop of exactly the budget is within it, whatever the division's last bit
 SAME = 1e-6  # figures that agree so far are the same one: training keeps float32
+RECORD_REMEDY = "Make them anew with `slope-compile train`."
 NO_RECORD = "training kept no answers to single images"
 Batch = tuple[npt.NDArray[np.float32], Any]  # images (n, 3, h, w), and what is right for them, of length n
 
@@ -270,7 +272,7 @@ def _judge(onnx: _Measured, trained: _Measured | None, references: Mapping[str, 
 
 def _verdict(rows: list[_Row], task: MetricTask) -> Check:
     first = rows[0]
-    figures = {**first.figures(), "budget": task.budget, "items": task.items}
+    figures = {**first.figures(), JUDGED_AGAINST: list(first.references), "budget": task.budget, "items": task.items}
     if task.metric != "accuracy":
         figures |= {"metric": task.metric, **{row.metric: row.figures() for row in rows[1:]}}
     over = [
@@ -280,6 +282,9 @@ def _verdict(rows: list[_Row], task: MetricTask) -> Check:
         for whose, drop in row.over.items()
     ]
     reach = "; ".join(dict.fromkeys(row.reach(f" of {words(row.metric)}" if len(rows) > 1 else "") for row in rows))
+    alone = [words(row.metric) for row in rows if FP32 not in row.references]
+    if alone:
+        reach += f"; judged against {TRAINED} alone: there is no {' and no '.join(alone)} of FP32 to compare with"
     if over:
         return Check(NAME, "fail", f"{listed(over)}; {reach}", figures)
     others = "".join(f", {words(row.metric)} {row.onnx:.4f} ({row.against()})" for row in rows[1:])
@@ -293,7 +298,7 @@ def _known(
     """Return whose answers to single items are known, and why others' are not.
 
     Raises:
-        ArtifactError: If a figure is not what the recorded answers give.
+        ArtifactError: If a figure is not what the recorded answers give, or they are of another kind of task.
         NotCheckedError: If the items are not those that training measured the models on.
     """
     found = {} if trained is None else {TRAINED: trained.answers}
@@ -302,13 +307,17 @@ def _known(
     for whose, model in ((FP32, "fp32"), (TRAINED, "compressed")):
         answers = task.record[model]
         if answers.answers().keys() != onnx.answers.answers().keys():
-            return found, "the recorded answers are of another kind of task"
+            raise ArtifactError("The recorded answers to single images are of another kind of task.", RECORD_REMEDY)
         for metric, values in references.items():
             value, told = getattr(values, model), measured(metric, answers)
+            if value is None and model == "fp32":  # training writes no answers without their figure
+                raise ArtifactError(
+                    f"{whose} has recorded answers, and no figure of its {words(metric)}.", RECORD_REMEDY
+                )
             if value is not None and abs(value - told) > SAME:
                 raise ArtifactError(  # training wrote both: one of them was edited since
                     f"{words(metric)} of {whose} is {value:.4f}, and {told:.4f} by its recorded answers.",
-                    "Make them anew with `slope-compile train`.",
+                    RECORD_REMEDY,
                 )
         if other := _other_items(answers, onnx.answers):
             raise NotCheckedError(f"the validation split is not the one that training measured: {other}")

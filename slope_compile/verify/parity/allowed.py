@@ -21,7 +21,9 @@ _HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 def live_weights(onnx: Path) -> Iterator[CodedWeight]:
-    """Yield the weights of a file that its outputs depend on: what else it holds must not make it look deeper.
+    """Yield the weights of a file that its outputs depend on, without their numbers: of a tolerance the shapes tell.
+
+    What else it holds must not make it look deeper.
 
     Weights of local functions have names of their own in each call, and all count.
 
@@ -30,7 +32,7 @@ def live_weights(onnx: Path) -> Iterator[CodedWeight]:
     """
     graph = load_graph(onnx)
     live, names = live_names(graph), {one.name for one in graph.graph.initializer}
-    for weight in iter_weights(onnx):
+    for weight in iter_weights(onnx, numbers=False):
         stored = {weight.name, f"{weight.name}.codes"}
         if stored & live or not stored & names:
             yield weight

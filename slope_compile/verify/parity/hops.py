@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slope_compile.errors import ArtifactError
+from slope_compile.qdq.activations import stored_quantizers
+from slope_compile.qdq.sites import site_problems
 from slope_compile.verify.chain.places import DEFAULT, FOLDED, ONNX, TRAINED, WORDS, Chain
 from slope_compile.verify.chain.runners import Arrays, samples_of
-from slope_compile.verify.laws.constants import constant_problems
+from slope_compile.verify.laws.constants import constant_problems, noted
 from slope_compile.verify.parity.outputs import NOTHING_DETECTED, Pair, differences, require_telling
 from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, listed, reason, significant
+
+NOT_NAMED = "the golden samples name no quantizers of activations: whether their model had these is not told"
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,14 +76,17 @@ def check_onnx(chain: Chain, tolerance: Once[Tolerance], steps: Steps | None = N
     problems: list[str] = []
     known = _load(chain.golden, problems)
     place, model, why_not = _load_model(chain, problems)
-    if (known is None and problems) or not chain.feeds():
-        if problems:
-            return Check(name, "fail", listed(problems))
+    figures: dict[str, Any] = {}
+    others = [] if known is None else _sited(known, chain.onnx, figures)
+    problems += others
+    if (problems and (known is None or (others and model is None))) or not chain.feeds():
+        if problems:  # of samples of another model nothing else is told by comparing
+            return Check(name, "fail", listed(problems), figures)
         raise NotCheckedError(why_not or "no inputs were given")
     allowed = tolerance()
     if model is None and not problems:
         require_telling(allowed)
-    figures: dict[str, Any] = {"tolerance": significant(allowed.relative), "derivation": allowed.derivation}
+    figures |= {"tolerance": significant(allowed.relative), "derivation": allowed.derivation}
     tested = chain.run(ONNX)
     if model is not None:
         reference, whose, note = chain.run(place), WORDS[place], ""
@@ -85,7 +94,7 @@ def check_onnx(chain: Chain, tolerance: Once[Tolerance], steps: Steps | None = N
             what = "the golden outputs are not the trained model's"
             problems += differences([known.outputs], chain.run(TRAINED)[:1], allowed, what, figures, "golden_")
         if place == FOLDED:  # a file with other weights than a model of ours may keep its constants as it likes
-            problems += constant_problems(chain.onnx, model)
+            problems += noted(constant_problems(chain.onnx, model), figures)
     elif known is not None:
         tested = tested[:1]
         reference, whose, note = [known.outputs], "the golden outputs", f"; torch was not run: {why_not}"
@@ -108,6 +117,7 @@ def check_onnx(chain: Chain, tolerance: Once[Tolerance], steps: Steps | None = N
         within += f"; {figures['off']} of {figures['detections']} detections apart, allowed {figures['off_allowed']}"
         if not figures["detections"] and not problems:
             raise NotCheckedError(NOTHING_DETECTED)
+    note += f"; {NOT_NAMED}" if figures.get("golden_not_told") else ""
     return Check(name, "fail" if problems else "pass", listed(problems) or within + note, figures)
 
 
@@ -151,6 +161,22 @@ def _load(golden: Once[Pair] | None, problems: list[str]) -> Pair | None:
     except Exception as error:
         problems.append(reason(error))
         return None
+
+
+def _sited(known: Pair, onnx: Path, figures: dict[str, Any]) -> list[str]:
+    """Return how a file's quantizers of activations are not those of the golden samples' model, each named.
+
+    What samples of an older export do not tell is noted in the figures.
+    """
+    try:
+        if known.sites is not None:
+            found = listed(site_problems(known.sites, onnx))
+            return [f"{onnx.name} quantizes otherwise than the model of {known.name}: {found}"] if found else []
+        if stored_quantizers(onnx):
+            figures["golden_not_told"] = ["quantizers"]
+    except ArtifactError as error:
+        return [error.problem]
+    return []
 
 
 def _load_model(chain: Chain, problems: list[str]) -> tuple[str, nn.Module | None, str]:

@@ -15,6 +15,7 @@ from onnx.helper import np_dtype_to_tensor_dtype
 from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 
 from slope_compile.errors import ArtifactError
+from slope_compile.qdq.sites import Sites
 from slope_compile.qdq.tensors import load_graph
 from slope_compile.verify.chain.golden import Golden, require_own, require_shapes
 from slope_compile.verify.chain.runners import Array, Arrays, interface, quiet
@@ -27,10 +28,12 @@ NOTHING_DETECTED = "nothing is detected in any sample: there is nothing to compa
 
 @dataclass(frozen=True)
 class Pair:
-    """Golden inputs and outputs under the names that the ONNX model gives them."""
+    """Golden inputs and outputs under the names that the ONNX model gives them, and what else their file says."""
 
     inputs: Arrays
     outputs: Arrays
+    sites: Sites | None = None
+    name: str = "golden.safetensors"
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,8 @@ def named(golden: Golden, onnx: Path) -> Pair:
         )
     _require_fitting(golden.inputs, next(value for value in graph.input if value.name == inputs[0]))
     require_shapes(graph, kept)
-    return Pair({inputs[0]: golden.inputs}, {name: kept[name] for name in outputs})
+    ordered = {name: kept[name] for name in outputs}
+    return Pair({inputs[0]: golden.inputs}, ordered, golden.sites, golden.name)
 
 
 def _require_fitting(inputs: Array, declared: ValueInfoProto) -> None:

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper
 
 from slope_compile.placement.rounding import exact_values, rounded
 from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
-from slope_compile.qdq.checks import float_bits
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_graph, load_model
 from slope_compile.qdq.weights import CodedWeight
@@ -30,7 +29,7 @@ from slope_compile.verify.chain.runners import (
     output_names,
     reference_session,
 )
-from slope_compile.verify.laws.constants import placed_problems
+from slope_compile.verify.laws.constants import Comparison, Unequal, noted, placed_problems
 from slope_compile.verify.parity.allowed import half_tensors, of_outputs
 from slope_compile.verify.parity.detections import FLOAT_SHARE
 from slope_compile.verify.parity.engine import split
@@ -64,17 +63,17 @@ def check_placed(
         raise NotCheckedError("nothing was built")
     if not placed.is_file():
         return Check(NAME, "fail", f"{placed.name} is missing")
-    problems = [*_weight_problems(weights(), coded_weights(placed))]
+    figures: dict[str, Any] = {"weights": len(weights()), "quantizers": len(quantizers())}
+    problems = noted(_weight_problems(weights(), coded_weights(placed)), figures)
     problems += _quantizer_problems(quantizers(), stored_quantizers(placed))
     taken = [interface(load_model(path).graph)[0] for path in (chain.onnx, placed)]
     if taken[0] != taken[1]:  # Polygraphy would feed them by their order
         problems.append(f"{placed.name} takes {', '.join(taken[1])}, the exported file {', '.join(taken[0])}")
-    figures: dict[str, Any] = {"weights": len(weights()), "quantizers": len(quantizers())}
     if problems:
         return Check(NAME, "fail", listed(problems), figures)
     precision, tensors = half_tensors(placed)
     same = f"{len(weights())} weights of {placed.name} and {len(quantizers())} quantizers are the exported ones"
-    changed = list(placed_problems(chain.onnx, placed))
+    changed = noted(placed_problems(chain.onnx, placed), figures)
     inputs = chain.feeds()
     if precision == "bf16" or not inputs:
         if changed:
@@ -105,29 +104,29 @@ def check_placed(
     return Check(NAME, "fail" if problems else "pass", listed(problems) or detail, figures)
 
 
-def _weight_problems(exported: Sequence[CodedWeight], placed: Sequence[CodedWeight]) -> Iterator[str]:
+def _weight_problems(exported: Sequence[CodedWeight], placed: Sequence[CodedWeight]) -> Iterator[Unequal]:
     """Yield how the weights of two files differ."""
     names = [weight.name for weight in exported]
     if names != [weight.name for weight in placed]:
         differ = sorted(set(names) ^ {weight.name for weight in placed}) or names
-        yield f"the files multiply with other weights, or in another order: {listed(differ, 3)}"
+        yield Unequal(f"the files multiply with other weights, or in another order: {listed(differ, 3)}")
         return
+    compared = Comparison("the exported ones")
     for old, new in zip(exported, placed, strict=True):
         expected, found = exact_values(old), exact_values(new)
         if new.codes is None and new.dtype in ("FLOAT16", "BFLOAT16"):
             expected = rounded(expected, new.dtype)
         shape = f"{list(found.shape)}, exported as {list(expected.shape)}"
         if found.ndim != expected.ndim or any(a < b for a, b in zip(found.shape, expected.shape, strict=True)):
-            yield f"{old.name}: shape {shape}"
+            yield Unequal(f"{old.name}: shape {shape}")
             continue
         inside = tuple(slice(size) for size in expected.shape)  # an axis may be padded with zeros to whole blocks
         if np.count_nonzero(found) != np.count_nonzero(found[inside]):
-            yield f"{old.name}: shape {shape}, and what was added is not 0"
-        unequal = np.count_nonzero(float_bits(expected) != float_bits(found[inside]))
-        if unequal:
-            yield f"{old.name}: {unequal} of {expected.size} values are not the exported ones"
+            yield Unequal(f"{old.name}: shape {shape}, and what was added is not 0")
+        yield from compared.unequal(old.name, new.op, expected, found[inside])
         if old.consumed_axis != new.consumed_axis and old.op == new.op:
-            yield f"{old.name}: its {new.op} sums over axis {new.consumed_axis}, exported over {old.consumed_axis}"
+            axes = f"axis {new.consumed_axis}, exported over {old.consumed_axis}"
+            yield Unequal(f"{old.name}: its {new.op} sums over {axes}")
 
 
 def _quantizer_problems(exported: Sequence[StoredQuantizer], placed: Sequence[StoredQuantizer]) -> Iterator[str]:

@@ -96,7 +96,9 @@ def widened(tolerance: Tolerance, layers: int, move: Callable[[float], float]) -
 
 def reduction_length(weight: CodedWeight) -> int:
     """Return K, the number of products in one output of the layer that reads this weight."""
-    shape: tuple[int, ...] = weight.consumed(weight.stored).shape
+    shape: tuple[int, ...] = weight.stored.shape
+    for step in weight.steps:
+        shape = step.shape_after(shape)
     if weight.op in ("Conv", "ConvTranspose"):  # (K, C, R, S) or (C, K, R, S): all but the output channels
         return math.prod(shape) // max(shape[1 - weight.consumed_axis], 1)
     return shape[weight.consumed_axis]

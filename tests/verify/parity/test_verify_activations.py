@@ -13,12 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import slope_compile as sc
 from slope_compile.compression.activations import TrainedQuantizer
 from slope_compile.compression.api import compress
 from slope_compile.qdq.activations import stored_quantizers
+from slope_compile.verify.bisect import OnnxSide, explain
 from slope_compile.verify.chain.runners import input_names, reference_session
 from slope_compile.verify.parity.outputs import require_telling
 from slope_compile.verify.parity.segments import behind_choices, moved_by_jitter
@@ -123,6 +125,17 @@ def test_a_zero_point_fails(exported: SimpleNamespace, tmp_path: Path) -> None:
     assert "2.input: range" in verdict["codes"].detail
 
 
+def test_between_two_files_the_quantizer_is_named_though_the_first_one_reads_the_input(
+    exported: SimpleNamespace, tmp_path: Path
+) -> None:
+    assert next(n for n in onnx.load(exported.path).graph.node if n.name == "0.input.q").input[0] == "input"
+    damaged = changed(exported.path, tmp_path, scale_by(2))
+    feed = {"input": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
+    found = explain("parity.placed", OnnxSide(exported.path), OnnxSide(damaged), feed, Tolerance(1e-5, ""), None)
+    assert found is not None and found.layer == "2.input"
+    assert found.cause == "the step of the quantizer 2.input: scale off by a power of two: x 2, everywhere"
+
+
 def test_swapped_weights_fail(exported: SimpleNamespace, tmp_path: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
         tensor = next(t for t in model.graph.initializer if t.name == "2.weight.codes")
@@ -139,10 +152,16 @@ def test_swapped_weights_fail(exported: SimpleNamespace, tmp_path: Path) -> None
 def test_without_the_model_outputs_may_move_as_far_as_jitter_moves_them(
     exported: SimpleNamespace, tmp_path: Path, change: Callable[[onnx.ModelProto], None], status: str
 ) -> None:
-    found = sc.verify(changed(exported.path, tmp_path, change))["parity.onnx"]
+    """Of samples whose file does not name the quantizers, as older exports' does not."""
+    path = changed(exported.path, tmp_path, change)
+    golden = path.with_suffix(".golden.safetensors")
+    save_file(load_file(golden), golden)
+    found = sc.verify(path)["parity.onnx"]
     assert found.status == status, found.detail
     assert found.figures["tolerance"] < 0.1
     assert "segment_relative" not in found.figures
+    assert found.figures["golden_not_told"] == ["quantizers"]
+    assert status == "fail" or "whether their model had these is not told" in found.detail
 
 
 def test_a_tolerance_as_large_as_the_outputs_tells_nothing() -> None:

@@ -224,6 +224,24 @@ def test_bfloat16_outputs_are_not_compared_but_its_weights_are(tmp_path: Path) -
     assert re.search(message, wrong.detail)
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "operator", "cause"),
+    [
+        ("f.bias", "f", "Gemm", "bias: the last bits differ"),
+        ("a.weight.scale", "a", "Conv", "weight: the last bits differ"),
+    ],
+)
+def test_what_differs_by_its_bits_only_is_named_like_what_outputs_show(
+    tmp_path: Path, name: str, layer: str, operator: str, cause: str
+) -> None:
+    check = files(tmp_path, "fp32", False, change(name, 0, lambda v: np.nextafter(v, np.float32(1)))).check()
+    found = check.figures["diverges"]
+    assert check.status == "fail" and (found["layer"], found["operator"]) == (layer, operator)
+    assert found["cause"].startswith(cause) and f"({cause}" in check.detail
+    assert 0 < found["error"] < 1e-6 and found["allowed"] == 0
+    assert found["reference"]["shape"] == found["tested"]["shape"] and found["command"] is None
+
+
 def test_padding_must_be_zero(tmp_path: Path) -> None:
     made = files(tmp_path, "fp32", False)
 

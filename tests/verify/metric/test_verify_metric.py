@@ -15,7 +15,7 @@ from slope_compile.train.validation import MODELS, Classified, Detected, Objects
 from slope_compile.verify.chain.runners import reference_session
 from slope_compile.verify.metric.bootstrap import accuracy_interval, drop_interval
 from slope_compile.verify.metric.check import NO_RECORD, MetricTask, check_metric
-from slope_compile.verify.verdict import Check, NotCheckedError, Once, attempt
+from slope_compile.verify.verdict import Check, NotCheckedError, Once, Verdict, attempt
 
 ITEMS, BATCH = 50, 16
 
@@ -64,6 +64,7 @@ def test_a_model_as_good_as_its_references_passes_with_all_figures(session: Once
         "fp32": 0.95, "compressed": 0.9, "onnx": 0.9, "drop": 0.052632, "drop_from_compressed": 0.0,
         "interval": None, "interval_from_compressed": None, "accuracy_interval": [own.low, own.high],
         "resamples": 10_000, "certain": None, "interval_reason": NO_RECORD, "budget": 0.1, "items": ITEMS,
+        "judged_against": ["FP32", "the trained model"],
     }  # fmt: skip
     assert check.detail.endswith(f"drop within 10.00%; no interval: {NO_RECORD}")
 
@@ -136,10 +137,24 @@ def test_other_items_than_training_measured_are_not_checked(
     assert check.detail == f"the validation split is not the one that training measured: {reason}"
 
 
-def test_a_record_of_another_task_gives_no_interval(session: Once[Any]) -> None:
+def test_without_a_figure_of_fp32_it_is_said_that_half_of_the_check_was_made(session: Once[Any]) -> None:
+    check = judge(session, task(wrong=5, compressed=0.9))
+    assert check.status == "pass" and check.figures["judged_against"] == ["the trained model"]
+    assert check.detail.endswith("judged against the trained model alone: there is no accuracy of FP32 to compare with")
+    (row,) = Verdict((check,), ("metric",)).requirements()
+    assert (row["status"], row["met"]) == ("not checked", False)
+
+
+def test_recorded_answers_of_fp32_without_its_figure_fail(session: Once[Any]) -> None:
+    """The figure was taken away: it would hide a drop."""
+    check = judge(session, task(wrong=5, compressed=0.9, record=recorded(2, 5, wrong=5)))
+    assert check.status == "fail" and "FP32 has recorded answers, and no figure of its accuracy" in check.detail
+
+
+def test_a_record_of_another_task_fails(session: Once[Any]) -> None:
     detections = Detected(ITEMS, Objects(*[np.zeros(0, np.int32)] * 3), {})
     check = judge(session, task(wrong=5, fp32=0.9, compressed=0.9, record=dict.fromkeys(MODELS, detections)))
-    assert check.status == "pass" and "another kind of task" in check.figures["interval_reason"]
+    assert check.status == "fail" and "another kind of task" in check.detail
 
 
 def test_a_reference_without_a_right_answer_has_no_drop(session: Once[Any]) -> None:
