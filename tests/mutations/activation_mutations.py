@@ -18,7 +18,7 @@ def _row(kind: str, edit: Edit, *by: str) -> Mutation:
     return Mutation(kind, "model.onnx", edited(MODEL, edit), frozenset(by), subject="int8")
 
 
-def _step(name: str, edit: Callable[[Any], Any]) -> Edit:
+def step(name: str, edit: Callable[[Any], Any]) -> Edit:
     return lambda net: net.change(f"{name}.scale", lambda step: np.float32(edit(step)))
 
 
@@ -67,10 +67,22 @@ def _computed_step(net: Net) -> None:
         net.graph.node.insert(at, node)
 
 
-def _without(name: str) -> Edit:
+def without_quantizer(name: str) -> Edit:
     def edit(net: Net) -> None:
         net.remove(net.named(f"{name}.dq"))
         net.remove(net.named(f"{name}.q"))
+
+    return edit
+
+
+def reads_float(reader: str) -> Edit:
+    """One of the two that read a quantized activation reads what was quantized; the other one still does not."""
+
+    def edit(net: Net) -> None:
+        value, before = net.named(f"{STEM}.dq").output[0], net.named(f"{STEM}.q").input[0]
+        node = net.named(f"{CONV}.q") if reader == CONV else net.node("Add")
+        at = list(node.input).index(value)
+        node.input[at] = before
 
     return edit
 
@@ -111,11 +123,11 @@ ACTIVATIONS = [
     _row(f"{one.kind}, INT8 container", with_weight(one), *(("pattern", "codes") if one.lawless else ("codes",)))
     for one in CORE[:4]
 ] + [
-    _row("an activation's step doubled", _step(CONV, lambda step: step * 2), "codes", "parity.onnx"),
-    _row("an activation's step off by its last bit", _step(CONV, lambda s: np.nextafter(s, np.float32(9))), "codes"),
-    _row("an activation's step negative", _step(CONV, np.negative), "pattern", "codes", "parity.onnx"),
-    _row("an activation's step zero", _step(CONV, lambda _: 0), "pattern", "codes", "parity.onnx"),
-    _row("an activation's step NaN", _step(CONV, lambda _: np.nan), "pattern", "codes", "parity.onnx"),
+    _row("an activation's step doubled", step(CONV, lambda step: step * 2), "codes", "parity.onnx"),
+    _row("an activation's step off by its last bit", step(CONV, lambda s: np.nextafter(s, np.float32(9))), "codes"),
+    _row("an activation's step negative", step(CONV, np.negative), "pattern", "codes", "parity.onnx"),
+    _row("an activation's step zero", step(CONV, lambda _: 0), "pattern", "codes", "parity.onnx"),
+    _row("an activation's step NaN", step(CONV, lambda _: np.nan), "pattern", "codes", "parity.onnx"),
     _row("steps of two activations exchanged", _exchanged, "codes", "parity.onnx"),
     _row("dequantized with another step than quantized", _half_undone, "codes", "parity.onnx"),
     _row("an activation's step doubled, its weight's halved", _balanced, "codes", "parity.onnx"),
@@ -124,10 +136,12 @@ ACTIVATIONS = [
     _row("an activation in 16 bits", _sixteen_bits, "codes", "parity.onnx"),
     _row("a step for each channel of an activation", _per_channel, "codes", "parity.onnx"),
     _row("a step that is computed as the graph runs", _computed_step, "codes", "parity.onnx"),
-    _row("an output's quantizer missing", _without(STEM), "parity.onnx"),
-    _row("an input's quantizer missing", _without(CONV), "parity.onnx"),
-    _row("the last input's quantizer missing", _without(HEAD), "parity.onnx"),
-    _row("one quantizer more", _one_more, "parity.onnx"),
+    _row("an output's quantizer missing", without_quantizer(STEM), "codes", "parity.onnx"),
+    _row("an input's quantizer missing", without_quantizer(CONV), "codes", "parity.onnx"),
+    _row("the last input's quantizer missing", without_quantizer(HEAD), "codes", "parity.onnx"),
+    _row("one of two readers reads the float tensor: a layer", reads_float(CONV), "parity.onnx"),
+    _row("one of two readers reads the float tensor: an addition", reads_float("Add"), "parity.onnx"),
+    _row("one quantizer more", _one_more, "codes", "parity.onnx"),
     _row("clipped to 4 bits before it is quantized", _clipped, "codes", "parity.onnx"),
     _row("1 added to an activation's integers", _integers_shifted, "codes", "parity.onnx"),
     _row("quantizer moved to another value", _moved, "codes", "parity.onnx"),

@@ -177,6 +177,10 @@ ARCHIVE = (
             _from_run("golden.safetensors", "other", "export/golden.safetensors"),
             "parity.onnx",
         ),
+        _row("layers.json: another run's", _from_run("layers.json", "int8", "export/layers.json"), "codes"),
+        _row("layers.json: other bits", _json("layers.json", lambda t: t["layers"][1].update(bits=8)), "codes"),
+        _row("layers.json: a row removed", _json("layers.json", lambda t: t["layers"].pop()), "codes"),
+        _row("layers.json: no JSON", _forged(lambda m: m.update({"layers.json": b"{"})), "codes"),
         _row("placement.json: a row removed", _json("placement.json", lambda t: t["places"].pop()), "placement"),
         _row(
             "placement.json: a row more", _json("placement.json", lambda t: t["places"].append(_first(t))), "placement"

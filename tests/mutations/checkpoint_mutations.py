@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ CONV = "conv.parametrizations.weight"
 
 def _row(kind: str, file: str, corrupt: Corrupt, *by: str, missed: str = "") -> Mutation:
     return Mutation(kind, Path(file).name, corrupt, frozenset(by), missed=missed)
+
+
+def _with_packed(rows: list[Mutation]) -> list[Mutation]:
+    return [replace(row, by=row.by | {"packed"}) for row in rows]
 
 
 def edited_tensors(file: str, edit: Callable[[Tensors, dict[str, str]], None]) -> Corrupt:
@@ -131,31 +136,35 @@ def _long_header(data: bytes) -> bytes:
     return (2**60).to_bytes(8, "little") + data[8:]
 
 
-CODES_FILE = [_weight(one) for one in CORE] + [
-    _codes("a code out of its bits' range", _out_of_range, *BOTH),
-    _codes("a pattern that does not hold declared", _declare(pattern="1:4"), *BOTH),
-    _codes("no pattern declared", _declare(pattern=None)),
-    _codes("a weaker pattern declared", _declare(pattern="3:4")),
-    _codes("more bits declared", _declare(bits=8)),
-    _codes("fewer bits declared", _declare(bits=3), *BOTH),
-    _codes("another axis declared", _declare(axis=1)),
-    _codes("a pattern that is none", _declare(pattern="2:0")),
-    _codes("a layer missing", _without),
-    _codes("a layer's codes missing", _without_codes),
-    _codes("a layer more", _extra),
-    _codes("two layers exchanged", _exchanged),
-    _codes("codes as int32", _as_type("conv.weight.codes", np.int32), *BOTH),
-    _codes("scales as float64", _as_type("conv.weight.scale", np.float64), *BOTH),
-    _row("header left out", CODES, _header(None), "codes"),
-    _row("header that is no JSON", CODES, _header("{"), "codes"),
-    _row("header that lists nothing", CODES, _header("{}"), "codes"),
-    _row("last 5 bytes cut off", CODES, damaged(CODES, lambda data: data[:-5]), "codes"),
-    _row("empty", CODES, damaged(CODES, lambda data: b""), "codes"),
-    _row("a header of 2^60 bytes", CODES, damaged(CODES, _long_header), "codes"),
-    _row("deleted", CODES, deleted(CODES), "codes"),
-    _row("another run's", CODES, taken_from("other", CODES), "codes"),
-    _row("the checkpoint in its place", CODES, lambda s: shutil.copy(s.file(CHECKPOINT), s.file(CODES)), "codes"),
-]
+# Each of these differs from what was packed, too.
+CODES_FILE = _with_packed(
+    [_weight(one) for one in CORE]
+    + [
+        _codes("a code out of its bits' range", _out_of_range, *BOTH),
+        _codes("a pattern that does not hold declared", _declare(pattern="1:4"), *BOTH),
+        _codes("no pattern declared", _declare(pattern=None)),
+        _codes("a weaker pattern declared", _declare(pattern="3:4")),
+        _codes("more bits declared", _declare(bits=8)),
+        _codes("fewer bits declared", _declare(bits=3), *BOTH),
+        _codes("another axis declared", _declare(axis=1)),
+        _codes("a pattern that is none", _declare(pattern="2:0")),
+        _codes("a layer missing", _without),
+        _codes("a layer's codes missing", _without_codes),
+        _codes("a layer more", _extra),
+        _codes("two layers exchanged", _exchanged),
+        _codes("codes as int32", _as_type("conv.weight.codes", np.int32), *BOTH),
+        _codes("scales as float64", _as_type("conv.weight.scale", np.float64), *BOTH),
+        _row("header left out", CODES, _header(None), "codes"),
+        _row("header that is no JSON", CODES, _header("{"), "codes"),
+        _row("header that lists nothing", CODES, _header("{}"), "codes"),
+        _row("last 5 bytes cut off", CODES, damaged(CODES, lambda data: data[:-5]), "codes"),
+        _row("empty", CODES, damaged(CODES, lambda data: b""), "codes"),
+        _row("a header of 2^60 bytes", CODES, damaged(CODES, _long_header), "codes"),
+        _row("deleted", CODES, deleted(CODES), "codes"),
+        _row("another run's", CODES, taken_from("other", CODES), "codes"),
+        _row("the checkpoint in its place", CODES, lambda s: shutil.copy(s.file(CHECKPOINT), s.file(CODES)), "codes"),
+    ]
+)
 
 
 def _tensors(kind: str, edit: Callable[[Tensors], None], *by: str) -> Mutation:
@@ -199,7 +208,7 @@ def _put(place: Any, value: float) -> Callable[[Any], None]:
 
 
 LATENT, STEP = f"{CONV}.original", f"{CONV}.0.step"
-CHECKPOINT_FILE = [
+LATENTS = [  # not packed
     _tensors("one latent weight negated", _on(LATENT, _largest_negated), "codes"),
     _tensors("latents of two output channels exchanged", _on(LATENT, _rows_swapped), "codes"),
     _tensors("latents of two input channels exchanged", _on(LATENT, _inputs_swapped), "codes"),
@@ -215,26 +224,38 @@ CHECKPOINT_FILE = [
     _tensors("a step NaN", _on(STEP, _put(0, np.nan)), *BOTH),
     _tensors("a step off by its last bit", _on(STEP, lambda s: np.nextafter(s, np.float32(9))), "codes"),
     _tensors("latents of two layers exchanged", _swap(LATENT, LATENT.replace("conv", "again")), "codes"),
-    _tensors("a bias edited", _on("again.bias", lambda b: b + np.float32(0.01)), "parity.onnx"),
-    _tensors("a bias NaN", _on("head.bias", _put(0, np.nan)), "pattern", "parity.onnx"),
-    _tensors("running mean edited", _on("norm.running_mean", lambda m: m + np.float32(0.01)), "parity.onnx"),
-    _tensors("running variance doubled", _on("norm.running_var", lambda v: v * 2), "parity.onnx"),
-    _tensors("batch norms exchanged", _swap("norm.weight", "stem.1.weight"), "parity.onnx"),
-    _tensors("a tensor missing", lambda tensors: tensors.pop("again.bias"), "codes", "parity.onnx"),
-    _tensors("a tensor more", lambda t: t.update({"more.bias": t["head.bias"]}), "codes", "parity.onnx"),
-    _tensors("a tensor of another name", lambda t: t.update({"again.b": t.pop("again.bias")}), "codes", "parity.onnx"),
-    _tensors("a tensor of another shape", lambda t: t.update({"head.bias": np.zeros(5, "f4")}), "codes", "parity.onnx"),
-    _tensors(
-        "a tensor as float16", lambda t: t.update({"head.bias": t["head.bias"].astype("f2")}), "codes", "parity.onnx"
-    ),
-    _row("last 5 bytes cut off", CHECKPOINT, damaged(CHECKPOINT, lambda d: d[:-5]), *BOTH, "parity.onnx"),
-    _row("empty", CHECKPOINT, damaged(CHECKPOINT, lambda d: b""), *BOTH, "parity.onnx"),
-    _row("a header of 2^60 bytes", CHECKPOINT, damaged(CHECKPOINT, _long_header), *BOTH, "parity.onnx"),
-    _row("a pickle of its name", CHECKPOINT, damaged(CHECKPOINT, lambda d: b"\x80\x04N."), *BOTH, "parity.onnx"),
-    _row("deleted", CHECKPOINT, deleted(CHECKPOINT), "codes", "parity.onnx"),
-    _row("another run's", CHECKPOINT, taken_from("other", CHECKPOINT), "codes", "parity.onnx"),
-    _row("the codes in its place", CHECKPOINT, lambda s: shutil.copy(s.file(CODES), s.file(CHECKPOINT)), "codes"),
 ]
+CHECKPOINT_FILE = LATENTS + _with_packed(
+    [
+        _tensors("a bias edited", _on("again.bias", lambda b: b + np.float32(0.01)), "parity.onnx"),
+        _tensors("a bias NaN", _on("head.bias", _put(0, np.nan)), "pattern", "parity.onnx"),
+        _tensors("running mean edited", _on("norm.running_mean", lambda m: m + np.float32(0.01)), "parity.onnx"),
+        _tensors("running variance doubled", _on("norm.running_var", lambda v: v * 2), "parity.onnx"),
+        _tensors("a batch norm's count of batches", _on("norm.num_batches_tracked", lambda count: count + 1), "packed"),
+        _tensors("batch norms exchanged", _swap("norm.weight", "stem.1.weight"), "parity.onnx"),
+        _tensors("a tensor missing", lambda tensors: tensors.pop("again.bias"), "codes", "parity.onnx"),
+        _tensors("a tensor more", lambda t: t.update({"more.bias": t["head.bias"]}), "codes", "parity.onnx"),
+        _tensors(
+            "a tensor of another name", lambda t: t.update({"again.b": t.pop("again.bias")}), "codes", "parity.onnx"
+        ),
+        _tensors(
+            "a tensor of another shape", lambda t: t.update({"head.bias": np.zeros(5, "f4")}), "codes", "parity.onnx"
+        ),
+        _tensors(
+            "a tensor as float16",
+            lambda t: t.update({"head.bias": t["head.bias"].astype("f2")}),
+            "codes",
+            "parity.onnx",
+        ),
+        _row("last 5 bytes cut off", CHECKPOINT, damaged(CHECKPOINT, lambda d: d[:-5]), *BOTH, "parity.onnx"),
+        _row("empty", CHECKPOINT, damaged(CHECKPOINT, lambda d: b""), *BOTH, "parity.onnx"),
+        _row("a header of 2^60 bytes", CHECKPOINT, damaged(CHECKPOINT, _long_header), *BOTH, "parity.onnx"),
+        _row("a pickle of its name", CHECKPOINT, damaged(CHECKPOINT, lambda d: b"\x80\x04N."), *BOTH, "parity.onnx"),
+        _row("deleted", CHECKPOINT, deleted(CHECKPOINT), "codes", "parity.onnx"),
+        _row("another run's", CHECKPOINT, taken_from("other", CHECKPOINT), "codes", "parity.onnx"),
+        _row("the codes in its place", CHECKPOINT, lambda s: shutil.copy(s.file(CODES), s.file(CHECKPOINT)), "codes"),
+    ]
+)
 
 
 def _figures(kind: str, edit: Callable[[dict[str, Any]], object], *by: str, missed: str = "") -> Mutation:
@@ -279,7 +300,7 @@ def _record(kind: str, edit: Callable[[Tensors], None], *by: str) -> Mutation:
     return _row(kind, RECORD, edited_tensors(RECORD, lambda tensors, _: edit(tensors)), *(by or ("metric",)))
 
 
-UNREADABLE = "figures need no record of single answers; without one the interval is not told, and that is said"
+NO_RECORD = "earlier versions kept none: where the manifest lists none either, that no interval is told is said"
 RECORD_FILE = [
     _record("FP32 answers wrong: a drop hidden", _on("fp32.predictions", lambda classes: (classes + 1) % 4)),
     _record("the trained model's answers wrong", _on("compressed.predictions", lambda classes: (classes + 1) % 4)),
@@ -287,5 +308,7 @@ RECORD_FILE = [
         "one answer edited", _on("compressed.predictions", lambda classes: classes ^ (np.arange(len(classes)) == 3))
     ),
     _row("another run's", RECORD, taken_from("other", RECORD), "metric"),
-    _row("last 5 bytes cut off", RECORD, damaged(RECORD, lambda data: data[:-5]), missed=UNREADABLE),
+    _row("empty", RECORD, damaged(RECORD, lambda data: b""), "metric"),
+    _row("deleted", RECORD, deleted(RECORD), missed=NO_RECORD),
+    _row("last 5 bytes cut off", RECORD, damaged(RECORD, lambda data: data[:-5]), "metric"),
 ]

@@ -13,13 +13,16 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
+import zstandard
 from checkpoint_mutations import edited_tensors
 from golden_mutations import GOLDEN
 from graph_variants import GRAPH_VARIANTS, identities, renamed_values
 from mutation import Corrupt, Subject, Variant
 from onnx import shape_inference, version_converter
 from onnx_edits import MODEL, PLACED, edited
+from packed_edits import PACKED, grouped, repacked, resigned, restored_streams
 
+from slope_compile.pack.write import pack_run
 from slope_compile.recipe import load_recipe
 from slope_compile.train.trained import load_trained
 
@@ -110,6 +113,12 @@ def _batches_counted(tensors: dict[str, Any], texts: dict[str, str]) -> None:
     tensors["norm.num_batches_tracked"] += 1
 
 
+def _counted_and_packed(subject: Subject) -> None:
+    """A checkpoint and its packed file, of a training that ran for one batch more."""
+    edited_tensors("train/checkpoint.safetensors", _batches_counted)(subject)
+    pack_run(subject.file("train"), subject.file(PACKED))
+
+
 def _last_bit_of_a_latent(tensors: dict[str, Any], texts: dict[str, str]) -> None:
     """The latent behind a code that is far from the next one."""
     name = "conv.parametrizations.weight.original"
@@ -117,6 +126,19 @@ def _last_bit_of_a_latent(tensors: dict[str, Any], texts: dict[str, str]) -> Non
     place = np.unravel_index(np.abs(latent).argmin(), latent.shape)
     latent[place] *= np.float32(0.999)
     tensors[name] = latent
+
+
+def _not_packed(subject: Subject) -> None:
+    """A run of before there were packed files."""
+    subject.file(PACKED).unlink()
+    manifest = json.loads(subject.file("manifest.json").read_text())
+    del manifest["stages"]["pack"]
+    subject.file("manifest.json").write_text(json.dumps(manifest))
+
+
+def _nothing_beside(subject: Subject) -> None:
+    for file in ("model.golden.safetensors", "model.layers.json"):
+        subject.file(file).unlink()
 
 
 def _touch(subject: Subject) -> None:
@@ -163,16 +185,23 @@ VARIANTS = [
     Variant("an input of zeros", "golden.safetensors", _other_samples(0, 1)),
     Variant("large inputs", "golden.safetensors", _other_samples(100, 3)),
     Variant("another header", "golden.safetensors", edited_tensors(GOLDEN, _named_outputs)),
-    Variant(
-        "a batch norm's count of batches",
-        "checkpoint.safetensors",
-        edited_tensors("train/checkpoint.safetensors", _batches_counted),
-    ),
+    Variant("a batch norm's count of batches, packed too", "checkpoint.safetensors", _counted_and_packed),
     Variant(
         "a latent moved that is pruned anyway",
         "checkpoint.safetensors",
         edited_tensors("train/checkpoint.safetensors", _last_bit_of_a_latent),
     ),
+    Variant("written anew", "packed file", repacked(lambda content: None)),
+    Variant("written anew, activations quantized", "packed file", repacked(lambda content: None), "int8"),
+    Variant("zstd at its highest level", "packed file", restored_streams(lambda raw: zstandard.compress(raw, 22))),
+    Variant("every run stored as it is", "packed file", restored_streams(lambda raw: raw)),
+    Variant("codes in groups of 8", "packed file", grouped((8,))),
+    Variant("codes in groups as they lie", "packed file", grouped(())),
+    Variant("header as it is", "packed file", resigned(lambda opened: None)),
+    Variant("header as a zstd frame", "packed file", resigned(lambda opened: None, compressed=True)),
+    Variant("a run that was not packed", "packed file", _not_packed),
+    Variant("every run stored as it is", "packed file alone", restored_streams(lambda raw: raw), "packed"),
+    Variant("nothing beside it", "packed file alone", _nothing_beside, "packed onnx"),
     Variant("values renamed", "placed.onnx", edited(PLACED, renamed_values)),
     Variant("Identity behind operators", "placed.onnx", edited(PLACED, identities)),
     Variant("every file's time", "manifest", _touch),

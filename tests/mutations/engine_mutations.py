@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import onnx
 from checkpoint_mutations import damaged, deleted
 from mutation import Corrupt, Mutation, Subject
+from onnx import numpy_helper
+from onnx_edits import PLACED
 
 from slope_compile.artifacts import FileDigest
 
-ENGINE, LAYERS = "build/a100/model.engine", "build/a100/layers.json"
+ENGINE, LAYERS, LOG = "build/a100/model.engine", "build/a100/layers.json", "build/a100/build.log"
 EXPORTED = "export/layers.json"
 PARITY, HELD = "parity.engine", "engine.layers"
 
@@ -74,13 +78,57 @@ def _bit(data: bytes) -> bytes:
 
 def _log(subject: Subject) -> None:
     """The log is in no manifest, for it holds times; what it shows of the engine's layers is read again."""
-    subject.file("build/a100/build.log").write_text("nothing")
+    subject.file(LOG).write_text("nothing")
 
 
-def _with_digest(subject: Subject) -> None:
-    shutil.copy(subject.runs["int8"] / ENGINE, subject.file(ENGINE))
+def _digest_follows(subject: Subject) -> None:
+    """layers.json says of the engine that lies there what it says of the right one."""
     digest = FileDigest.of(subject.file(ENGINE))
     _header(engine_sha256=digest.sha256, engine_bytes=digest.size)(subject)
+
+
+def _with_digest(run: str, *more: str) -> Corrupt:
+    """Return what takes another run's engine, and further files of its build, and lets layers.json say so."""
+
+    def corrupt(subject: Subject) -> None:
+        exported = json.loads(subject.file(LAYERS).read_text())["header"]["onnx_sha256"]
+        for file in (ENGINE, *more):
+            shutil.copy(subject.runs[run] / file, subject.file(file))
+        _header(onnx_sha256=exported)(subject)
+        _digest_follows(subject)
+
+    return corrupt
+
+
+def _built_in(tensor: str, change: Callable[[Any], Any]) -> Corrupt:
+    """Return what changes a tensor of the placed file where the engine holds it, and its digest in layers.json."""
+
+    def corrupt(subject: Subject) -> None:
+        tensors = {one.name: one for one in onnx.load(subject.file(PLACED)).graph.initializer}
+        before = numpy_helper.to_array(tensors[tensor])
+        data = subject.file(ENGINE).read_bytes()
+        held = tensors[tensor].raw_data
+        assert data.count(held) == 1
+        after = numpy_helper.from_array(np.asarray(change(before.copy()), before.dtype)).raw_data
+        subject.file(ENGINE).write_bytes(data.replace(held, after))
+        _digest_follows(subject)
+
+    return corrupt
+
+
+def _kernel(subject: Subject) -> None:
+    damaged(ENGINE, _bit)(subject)
+    _digest_follows(subject)
+
+
+def _first_nonzero(codes: Any) -> Any:
+    codes[tuple(np.argwhere(codes)[0])] ^= 1
+    return codes
+
+
+def _doubled(scale: Any) -> Any:
+    scale[0] *= 2
+    return scale
 
 
 ENGINE_FILES = [
@@ -90,9 +138,14 @@ ENGINE_FILES = [
     _row("engine: a program of its name", damaged(ENGINE, lambda data: b"\x7fELF" + data[4:]), HELD),
     _row("engine: another run's", _taken_from("int8", ENGINE), HELD),
     _row("engine: deleted", deleted(ENGINE), PARITY),
+    _row("engine: another run's, with its digest in layers.json", _with_digest("int8"), HELD),
+    _row("engine: that of another training, with its digest in layers.json", _with_digest("other"), HELD),
+    _row("engine: that of another training, with its layer list and log", _with_digest("other", LAYERS, LOG), HELD),
+    _row("engine: one code of its own changed", _built_in("conv.weight.codes", _first_nonzero), HELD),
+    _row("engine: one scale of its own doubled", _built_in("conv.weight.scale", _doubled), HELD),
     _row(
-        "engine: another run's, with its digest in layers.json", _with_digest,
-        missed="an engine is told from another one by running it, which this machine cannot; only the digest tells",
+        "engine: a bit of its kernels flipped, with its digest in layers.json", _kernel,
+        missed="what of an engine is no weight is told by running it, which this machine cannot; only the digest tells",
     ),
     Mutation("build.log: edited", "engine", _log, frozenset({HELD}), header=False, naive=False),
     _row("layers.json: another run's", _taken_from("int8", LAYERS), PARITY, HELD),
@@ -125,23 +178,23 @@ ENGINE_FILES = [
 ]  # fmt: skip
 
 
-def _listed(kind: str, corrupt: Corrupt, subject: str = "float", missed: str = "") -> Mutation:
-    by = frozenset() if missed else frozenset({HELD})
-    return Mutation(kind, "layers.json", corrupt, by, subject=subject, header=False, missed=missed)
+def _listed(kind: str, corrupt: Corrupt, *by: str, subject: str = "float") -> Mutation:
+    return Mutation(kind, "layers.json", corrupt, frozenset({"codes", *by}), subject=subject, header=False)
 
 
 def _of_export(**given: Any) -> Corrupt:
     return _json(lambda told: told["layers"][1].update(given), EXPORTED)
 
 
-ABSENT = "the list is told, not judged by: what a layer is comes from the checkpoint and from the model itself"
 EXPORTED_LAYERS = [
-    _listed("other bits", _of_export(bits=8)),
-    _listed("another pattern", _of_export(pattern=None)),
-    _listed("another size", _json(lambda told: told["layers"][1]["bytes"].update(file=1), EXPORTED)),
-    _listed("another run's", _taken_from("int8", EXPORTED)),
-    _listed("empty", damaged(EXPORTED, lambda data: b"")),
-    _listed("a row removed", _json(lambda told: told["layers"].pop(), EXPORTED), missed=ABSENT),
-    _listed("deleted", deleted(EXPORTED), missed=ABSENT),
-    _listed("other bits, before an engine is built", _of_export(bits=8), "unbuilt", ABSENT),
+    _listed("other bits", _of_export(bits=8), HELD),
+    _listed("another pattern", _of_export(pattern=None), HELD),
+    _listed("another size", _json(lambda told: told["layers"][1]["bytes"].update(file=1), EXPORTED), HELD),
+    _listed("another run's", _taken_from("int8", EXPORTED), HELD),
+    _listed("empty", damaged(EXPORTED, lambda data: b""), HELD),
+    _listed("a row removed", _json(lambda told: told["layers"].pop(), EXPORTED)),
+    _listed("a row twice", _json(lambda told: told["layers"].append(told["layers"][1]), EXPORTED)),
+    _listed("a row more", _json(_one_more, EXPORTED)),
+    _listed("deleted", deleted(EXPORTED)),
+    _listed("other bits, before an engine is built", _of_export(bits=8), subject="unbuilt"),
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Checks that look at bytes: they fail where they are stated, and nowhere else. The others compare one file's outputs or
 # counts with another's: those that are stated fail, and what depends on the same file may fail with them.
-FILE_CHECKS = frozenset({"digest", "pattern", "codes", "placement"})
+FILE_CHECKS = frozenset({"digest", "pattern", "codes", "packed", "placement"})
 
 ARTIFACTS = {
     "model.onnx": "the exported model",
@@ -17,6 +17,9 @@ ARTIFACTS = {
     "checkpoint.safetensors": "the checkpoint itself",
     "metrics.json": "what training measured",
     "validation.safetensors": "what the trained models answered to each image",
+    "packed file": "model.slope, what the run stores and sends",
+    "model.onnx alone": "the exported model with golden samples and layer list beside it, without a run",
+    "packed file alone": "such a file, of a model or of an ONNX file, without a run",
     "golden.safetensors": "golden inputs and outputs",
     "layers.json": "what the export says of each layer",
     "placed.onnx": "what the engine is built from",
@@ -33,7 +36,8 @@ class Subject:
 
     Args:
         path: A run folder, an archive, or the folder of one.
-        runs: The runs as they were made, by name: `float`, `int8`, `other` (another seed), `external`, `unpacked`.
+        runs: The runs as they were made, by name: `float`, `int8`, `other` (another seed), `external`, `unpacked`; and
+            the folders `alone`, `alone int8`, `packed`, `packed onnx` of a file without a run.
     """
 
     path: Path

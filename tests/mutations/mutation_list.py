@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from activation_mutations import ACTIVATIONS
+from alone_mutations import MODEL_ALONE
 from bundle_mutations import ARCHIVE
 from checkpoint_mutations import CHECKPOINT_FILE, CODES_FILE, METRICS_FILE, RECORD_FILE
 from correct_variants import VARIANTS
@@ -12,6 +13,7 @@ from golden_mutations import GOLDEN_FILE
 from graph_mutations import GRAPH
 from manifest_mutations import MANIFEST_FILE
 from onnx_mutations import WEIGHTS, WHOLE
+from packed_mutations import PACKED_ALONE, PACKED_FILE
 from placed_mutations import PLACED_FILE
 from unpacked_mutations import UNPACKED_FILES
 
@@ -27,6 +29,9 @@ MUTATIONS = [
     *CHECKPOINT_FILE,
     *METRICS_FILE,
     *RECORD_FILE,
+    *MODEL_ALONE,
+    *PACKED_FILE,
+    *PACKED_ALONE,
     *GOLDEN_FILE,
     *EXPORTED_LAYERS,
     *PLACED_FILE,

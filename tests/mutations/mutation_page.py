@@ -19,26 +19,32 @@ a time, and requires of `slope-compile verify RUN --json` the right failing chec
 on stdout and no traceback. It also writes correct artifacts in other ways, which must all pass.
 
 The run is a residual network (convolutions with batch norms and biases, a product with a square matrix, layer norm, a
-last layer) in 4 bits, 2:4, with a scale for each channel, trained, exported, built with TensorRT-RTX and bundled by the
-commands themselves. A second run quantizes activations too, and a third has another seed: *another run* below.
+last layer) in 4 bits, 2:4, with a scale for each channel, trained, packed, exported, built with TensorRT-RTX and
+bundled by the commands themselves. A second run quantizes activations too, and a third has another seed: *another run*
+below.
 
 Each mutation of a file that a manifest lists is tried twice:
 
 - **as it is**: `digest` must fail, whatever else does, and the exit code is 1;
 - **forged**: the manifest is rewritten to match, and where it concerns another file than the engine's, so are the
   digests in the engine's `layers.json`. Then only the checks that understand the file can catch it. The last column
-  names those that must fail. Of the checks that look at a file's bytes (`digest`, `pattern`, `codes`, `placement`) no
+  names those that must fail. Of the checks that look at bytes (`digest`, `pattern`, `codes`, `packed`, `placement`) no
   other one may; those that compare a file with another (`parity.*`, `engine.layers`, `metric`, …) may fail together.
 
 One row of each artifact is tried with all that follows a judgement (the first layer that differs, reproducers, the
-report); the others with the judgement alone, which is what they are about.
+report), one in ten with all checks, and so is every one that is missed; the others with the checks that look at bytes
+and those that must fail. As it is, the first of each artifact is tried by the command, the others by `digest` itself.
 
 Where the column says *refused*, the command ends with exit code 2 and says why, as it does for any input that cannot be
 read at all. A manifest, a recipe and an archive are tried once: they are what the digests are in.
 
 A row that says **missed** is published as it is: nothing but the digest catches that mutation, and the reason is given.
-The engine does not run on the machine that tests this, so what only running it would show is not claimed here.
-The packed file (`model.slope`) does not exist yet; it gets its rows when it does.
+The engine does not run on the machine that tests this, so what only running it would show is not claimed here. What
+is: its bytes are searched for the placed codes and scales, which TensorRT-RTX 1.7 keeps as they were given, so another
+model's engine is told though everything that is written of it was forged.
+
+A file that lies without its run (*alone*) is judged by what lies beside it: golden samples and a layer list beside a
+model, nothing beside a packed file. What obeys the laws and differs from nothing there is missed, and says so.
 """
 
 

@@ -7,16 +7,26 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import onnx
 import torch
+import typer.main
+import yaml
 from mutation import Mutation, Outcome, Subject
 from slope_compile_cli.main import main
 
-from slope_compile.artifacts import LOGS, FileDigest
+from slope_compile import machine
+from slope_compile.artifacts import FILES, LOGS, FileDigest, RunFolder
+from slope_compile.verify import model
+from slope_compile.verify.laws.digests import check_digests, digests_of
+from slope_compile.verify.verdict import Check, attempt
 
 NET = """
 import torch
@@ -69,8 +79,19 @@ UNTOLD = {
     "polygraphy.comparator.util.log_output_stats": lambda *given, **named: None,
     "polygraphy.comparator.util.log_compared_output_stats": lambda *given, **named: None,
 }
+# What each command does anew in a process of its own, and always with the same result; and what only power cuts test.
+_parsed = cache(yaml.safe_load)
+ONCE = {
+    "typer.main.get_command": cache(typer.main.get_command),
+    "slope_compile.machine.version_of": cache(machine.version_of),
+    "yaml.safe_load": lambda text: deepcopy(_parsed(text)),
+    "os.fsync": lambda file: None,
+}
 TARGET = "a100"
-STAGES = ("train", "export", f"build/{TARGET}", "bundle")
+STAGES = ("train", "pack", "export", f"build/{TARGET}", "bundle")
+PACKED = FILES["pack"]
+# Folders of a file without a run, and which file of them is verified
+LONE = {"packed": PACKED, "packed onnx": PACKED, "alone": "model.onnx", "alone int8": "model.onnx"}
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
@@ -78,7 +99,7 @@ def command(*arguments: str) -> tuple[int, str, str]:
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["slope-compile", *arguments]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), replaced(ONCE):
             try:
                 main()
                 code = 0
@@ -98,7 +119,7 @@ def make_runs(folder: Path) -> dict[str, Path]:
         recipe = folder / f"{name}.yaml"
         recipe.write_text(RECIPE.format(net=folder / "mutated_net.py", **given))
         runs[name] = folder / "runs" / name
-        for stage in ("train", "export", "build") if name != "other" else ("train", "export"):
+        for stage in ("train", "pack", "export", "build"):
             asked = (str(recipe), "--out", str(runs[name])) if stage == "train" else (str(runs[name]),)
             _must(stage, *asked)
     runs["bundle"] = folder / "carried.bundle.zip"
@@ -108,11 +129,22 @@ def make_runs(folder: Path) -> dict[str, Path]:
     runs["external"] = _with_external_data(runs["float"], folder / "runs" / "external")
     runs["unbuilt"] = _without_build(runs["float"], folder / "runs" / "unbuilt")
     runs["unbuilt int8"] = _without_build(runs["int8"], folder / "runs" / "unbuilt-int8")
+    for name in LONE:
+        runs[name] = folder / name
+        runs[name].mkdir()
+    shutil.copy(runs["float"] / PACKED, runs["packed"])
+    _must("pack", str(runs["float"] / "export/model.onnx"), "--out", str(runs["packed onnx"] / PACKED))
+    for name, run in (("alone", "float"), ("alone int8", "int8"), ("packed onnx", "float")):
+        for file in ("golden.safetensors", "layers.json"):
+            shutil.copy(runs[run] / "export" / file, runs[name] / f"model.{file}")
+        if name != "packed onnx":
+            shutil.copy(runs[run] / "export/model.onnx", runs[name])
     return runs
 
 
 def _must(*arguments: str) -> None:
-    code, _, err = command(*arguments)
+    with replaced({"slope_compile.build.process.MOST_BUILDS": 1}):  # bytes that repeat are another test's business
+        code, _, err = command(*arguments)
     if code:
         raise RuntimeError(f"{' '.join(arguments)}: {err}")
 
@@ -134,7 +166,7 @@ def _without_build(run: Path, path: Path) -> Path:
     shutil.copytree(run, path)
     shutil.rmtree(path / "build")
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["stages"] = {name: manifest["stages"][name] for name in ("train", "export")}
+    manifest["stages"] = {name: manifest["stages"][name] for name in ("train", "pack", "export")}
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
 
@@ -153,12 +185,22 @@ def restamp(path: Path, header: bool = True) -> None:
         (build / "layers.json").write_text(json.dumps(layers))
     manifest = json.loads((path / "manifest.json").read_text())
     for stage in sorted(manifest["stages"].keys() & set(STAGES)):
-        files = [file for file in sorted((path / stage).rglob("*")) if file.is_file() and file.name not in LOGS]
+        made = [path / FILES[stage]] if stage in FILES else sorted((path / stage).rglob("*"))
+        files = [file for file in made if file.is_file() and file.name not in LOGS]
         digests = {file.relative_to(path).as_posix(): FileDigest.of(file) for file in files}
         manifest["stages"][stage]["outputs"] = {
             name: {"size": digest.size, "sha256": digest.sha256} for name, digest in digests.items()
         }
     (path / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+@contextlib.contextmanager
+def replaced(instead: Mapping[str, Any]) -> Iterator[None]:
+    """Put other things in some places, by their dotted names."""
+    with contextlib.ExitStack() as stack:
+        for place, thing in instead.items():
+            stack.enter_context(mock.patch(place, thing))
+        yield
 
 
 @contextlib.contextmanager
@@ -168,11 +210,27 @@ def judged_only(report: bool = False) -> Iterator[None]:
     Args:
         report: Write the report all the same: it draws what a mutation of a JSON file may have made senseless.
     """
-    with contextlib.ExitStack() as stack:
-        for place, instead in UNTOLD.items():
-            if not (report and place == REPORT):
-                stack.enter_context(mock.patch(place, instead))
+    with replaced({place: thing for place, thing in UNTOLD.items() if not (report and place == REPORT)}):
         yield
+
+
+@contextlib.contextmanager
+def only(checks: AbstractSet[str]) -> Iterator[None]:
+    """Make some of the checks; the others are `not checked`."""
+    attempt = model.attempt
+
+    def some(name: str, make: Callable[[], Check]) -> Check:
+        return attempt(name, make) if name in checks else Check(name, "not checked", "not of this trial")
+
+    with replaced({"slope_compile.verify.model.attempt": some}):
+        yield
+
+
+def digest_of(path: Path) -> Outcome:
+    """Return what the check `digest` alone says of a run's folder."""
+    check = attempt("digest", lambda: check_digests(digests_of(RunFolder(path), STAGES)))
+    failed = frozenset({"digest"} if check.status == "fail" else ())
+    return Outcome(len(failed), failed, {"digest": check.detail}, "")
 
 
 @contextlib.contextmanager
@@ -193,7 +251,7 @@ def copied(runs: Mapping[str, Path], name: str, folder: Path) -> Iterator[Subjec
 
 def verified(path: Path) -> Outcome:
     """Run `verify --json` and hold it to its promises: no traceback, one JSON object on stdout, a known exit code."""
-    code, out, err = command("verify", str(path), "--json")
+    code, out, err = command("verify", str(path / LONE.get(path.name, "")), "--json")
     assert "Traceback" not in err, err
     assert code in (0, 1, 2), err
     told = json.loads(out)
@@ -205,10 +263,24 @@ def verified(path: Path) -> Outcome:
     return Outcome(code, failed, {name: check["detail"] for name, check in rows.items()}, "")
 
 
-def tried(mutation: Mutation, runs: Mapping[str, Path], folder: Path, forged: bool) -> Outcome:
-    """Return what the command says of a mutation; `forged`: with digests that were made to match."""
+def tried(
+    mutation: Mutation,
+    runs: Mapping[str, Path],
+    folder: Path,
+    forged: bool,
+    judge: Callable[[Path], Outcome] = verified,
+) -> Outcome:
+    """Return what is said of a mutation.
+
+    Args:
+        mutation: What is done.
+        runs: The runs as they were made.
+        folder: Where a copy is made.
+        forged: With digests that were made to match.
+        judge: Who says it: the command.
+    """
     with copied(runs, mutation.subject, folder) as subject:
         mutation.corrupt(subject)
-        if forged and mutation.forged and subject.path.is_dir():
+        if forged and mutation.forged and subject.file("manifest.json").exists():
             restamp(subject.path, mutation.header)
-        return verified(subject.path)
+        return judge(subject.path)

@@ -16,7 +16,10 @@ from mutation_runs import judged_only, tried
 from slope_compile.verify.laws.digests import Digests
 from slope_compile.verify.verdict import Check
 
-CHECKS = ("pattern", "codes", "repeatable", "parity.onnx", "parity.placed", "parity.engine", "engine.layers", "metric")
+CHECKS = (
+    "pattern", "codes", "packed", "repeatable", "parity.onnx", "parity.placed", "parity.engine", "engine.layers",
+    "metric",
+)  # fmt: skip
 
 
 def test_the_page_is_what_the_suite_tries() -> None:
