@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 STAMP  := $(VENV)/.made-from-lock
 
 .PHONY: demo test unit lint lock clean
@@ -10,10 +11,10 @@ demo: $(STAMP)
 	$(BIN)/slope-compile run digits-resnet18
 
 test: lint $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -m "not e2e"
+	$(PYTEST) -m "not e2e"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,39 @@ from onnx import helper
 from onnx_nets import coded, save, sparse_codes, tensor
 
 Write = Callable[..., Path]
+TOGETHER = ("tests/mutations/", "tests/cli/")  # on one worker: each trains a run that its tests share
+LONGEST = (*TOGETHER, "tests/train/", "tests/placement/", "tests/export/")
+os.environ["OMP_NUM_THREADS"] = "1"  # models this small take longer with threads; a worker has a core of its own
+os.environ.pop("COLUMNS", None)  # a worker is given 80, and then tables break their cells
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several workers share the tests, what takes longest comes first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays; collecting garbage, which some libraries do all the time, need not look through it."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """At the end it is taken apart like the rest."""
+    gc.unfreeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What one worker runs in one go: a file, for the sake of its fixtures, or a folder."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

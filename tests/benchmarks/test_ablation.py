@@ -102,6 +102,7 @@ def test_paired_differences_and_their_interval() -> None:
     assert figures == {"mean": 1.0, "seeds": 3, "ci95": 1.24}  # 1, 1.5, .5: sd .5; t(.975, 2) = 4.303; 4.303 * .5 / √3
 
 
+@pytest.mark.e2e
 def test_the_documented_command_at_smoke_scale(tmp_path: Path) -> None:
     out = tmp_path / "ablation.json"
     arguments = ["--scale", "smoke", "--seeds", "0", "--out", str(out)]

@@ -133,6 +133,7 @@ def test_github_makes_the_run_first(place: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.e2e
 def test_github_verifies_and_fails_as_the_verdict_does(place: Path) -> None:
     verify = step("Verify")
     environment = {
@@ -162,6 +163,7 @@ def test_github_verifies_and_fails_as_the_verdict_does(place: Path) -> None:
     assert (place / "summary").read_text().count("## slope-compile verify") == 2
 
 
+@pytest.mark.e2e
 def test_gitlab_verifies_and_leaves_its_reports(place: Path) -> None:
     script = "\n".join(GITLAB["script"])
     environment = {**GITLAB["variables"], "GITLAB_CI": "true", "CI_PROJECT_DIR": str(place)}
@@ -176,6 +178,7 @@ def test_gitlab_verifies_and_leaves_its_reports(place: Path) -> None:
     assert GITLAB["artifacts"]["when"] == "always"
 
 
+@pytest.mark.e2e
 def test_budgets_come_from_outside_and_a_run_is_no_option(place: Path) -> None:
     """Whoever made the run chose its name and wrote its recipe."""
     github, gitlab = step("Verify"), "\n".join(GITLAB["script"])
@@ -212,6 +215,7 @@ def test_gitlab_installs_what_it_is_told(place: Path) -> None:
     assert calls(place) == ["python -m pip install slope-compile[train]", "doctor", "doctor"]
 
 
+@pytest.mark.e2e
 def test_the_plain_shell_of_the_page_runs(place: Path) -> None:
     (script,) = re.findall(r"```sh\n(.*?)```", DOC, re.DOTALL)
     shutil.move(place / "runs/r", place / "runs/release")

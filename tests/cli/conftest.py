@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Cli, start
+from command_line import Cli, Warm, ended, start
 from prepared_runs import make_run
 
 TINY_MODEL = """
@@ -35,13 +34,22 @@ verify: {metric_drop: 0.5}
 
 
 @pytest.fixture(scope="session")
-def cli() -> Cli:
-    def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        process = start(arguments, cwd)
-        out, err = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+def warm() -> Iterator[Warm]:
+    process = Warm()
+    yield process
+    process.end()
 
-    return run
+
+@pytest.fixture(scope="session")
+def cli(warm: Warm) -> Cli:
+    """Runs a command in a process that was forked from a warm one."""
+    return lambda *arguments, cwd: ended(warm.start(arguments, cwd), arguments)
+
+
+@pytest.fixture(scope="session")
+def cold_cli() -> Cli:
+    """Runs a command in a process that starts from nothing, as a user's does."""
+    return lambda *arguments, cwd: ended(start(arguments, cwd), arguments)
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +61,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(workplace: Path, cli: Cli) -> Path:
+def finished(workplace: Path, cold_cli: Cli) -> Path:
     """The folder in which `run tiny.yaml` was done; tests read it and change nothing."""
-    done = cli("run", "tiny.yaml", "--json", cwd=workplace)
+    done = cold_cli("run", "tiny.yaml", "--json", cwd=workplace)
     assert done.returncode == 0, done.stderr
     (workplace / "run.json").write_text(done.stdout)
     json.loads(done.stdout)

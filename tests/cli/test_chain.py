@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from command_line import start
+from command_line import Warm, start
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
@@ -39,7 +39,13 @@ def test_run_json_tells_verdict_layers_sizes_and_accuracies(finished: Path) -> N
     assert told["verdict"] == "pass"
     status = {check["name"]: check["status"] for check in told["checks"]}
     assert (
-        status["pattern"] == status["codes"] == status["parity.onnx"] == status["metric"] == status["digest"] == "pass"
+        status["pattern"]
+        == status["codes"]
+        == status["packed"]
+        == status["parity.onnx"]
+        == status["metric"]
+        == status["digest"]
+        == "pass"
     )
     assert status["parity.engine"] == "not checked"
     assert set(told["accuracies"]) == {"fp32", "compressed", "onnx"}
@@ -47,7 +53,7 @@ def test_run_json_tells_verdict_layers_sizes_and_accuracies(finished: Path) -> N
     intervals = told["intervals"]["accuracy"]
     assert intervals["onnx"][0] < told["accuracies"]["onnx"] <= intervals["onnx"][1]
     assert intervals["drop"][0] < intervals["drop"][1] and isinstance(intervals["certain"], bool)
-    assert [o["action"] for o in told["outcomes"]] == ["done"] * 4
+    assert [o["action"] for o in told["outcomes"]] == ["done"] * 5
     assert {row["name"]: (row["bits"], row["pattern"]) for row in told["layers"]} == {
         "0": (8, None), "3": (4, "2:4"), "6": (4, "2:4"), "11": (4, None), "13": (4, "2:4"), "15": (8, None),
     }  # fmt: skip
@@ -75,7 +81,7 @@ def test_the_same_command_again_skips_everything_and_keeps_every_byte(finished: 
     before = digests(finished)
     again = cli("run", "tiny.yaml", "--json", cwd=finished)
     assert again.returncode == 0
-    assert [o["action"] for o in json.loads(again.stdout)["outcomes"]] == ["skipped"] * 4
+    assert [o["action"] for o in json.loads(again.stdout)["outcomes"]] == ["skipped"] * 5
     assert digests(finished) == before
 
 
@@ -91,7 +97,9 @@ def test_dry_run_writes_nothing_and_names_the_reason(finished: Path, tmp_path: P
     assert not (tmp_path / "new").exists()
 
 
-def test_killed_at_random_moments_the_run_ends_with_the_same_digests(finished: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments_the_run_ends_with_the_same_digests(
+    finished: Path, tmp_path: Path, warm: Warm
+) -> None:
     folder = tmp_path / "killed"
     folder.mkdir()
     for name in ("tiny.py", "tiny.yaml"):
@@ -99,22 +107,22 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_digests(finished: P
     rng = random.Random(7)
     kills = 0
     while kills < 10:
-        process = start(["run", "tiny.yaml"], folder)
-        time.sleep(rng.uniform(2, 12))
+        process = warm.start(["run", "tiny.yaml"], folder)
+        time.sleep(rng.uniform(0.2, 4))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
-        process.communicate()
+        process.communicate(timeout=60)
         if process.returncode == 0:  # finished before the kill: begin again, with fewer seconds
             assert digests(folder) == digests(finished)
             shutil.rmtree(folder / "runs")
-    process = start(["run", "tiny.yaml"], folder)
+    process = warm.start(["run", "tiny.yaml"], folder)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert digests(folder) == digests(finished)
 
 
-def test_interrupted_exits_130_and_goes_on(finished: Path, tmp_path: Path) -> None:
+def test_interrupted_exits_130_and_goes_on(finished: Path, tmp_path: Path, cli: Any) -> None:
     for name in ("tiny.py", "tiny.yaml"):
         shutil.copy(finished / name, tmp_path)
     process = start(["run", "tiny.yaml", "--json"], tmp_path)
@@ -126,10 +134,9 @@ def test_interrupted_exits_130_and_goes_on(finished: Path, tmp_path: Path) -> No
     assert process.returncode == 130, err
     assert json.loads(out)["error"]["exit_code"] == 130
     assert "Traceback" not in err
-    process = start(["run", "tiny.yaml"], tmp_path)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "resuming after epoch" in err
+    done = cli("run", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch" in done.stderr
     assert digests(tmp_path) == digests(finished)
 
 
@@ -255,7 +262,8 @@ def test_build_of_a_foreign_onnx_file(finished: Path, tmp_path: Path, cli: Any) 
 def test_inspect_json_of_a_run(finished: Path, cli: Any) -> None:
     told = json.loads(cli("inspect", str(RUN), "--json", cwd=finished).stdout)
     assert set(told["sizes"]) == {"fp32", "nominal", "packed", "file"}
-    assert told["sizes"]["packed"] is None
+    assert told["sizes"]["packed"]["model"] == (finished / RUN / "model.slope").stat().st_size
+    assert told["sizes"]["packed"]["weights_ratio"] > told["sizes"]["file"]["weights_ratio"]
     sparse = next(row for row in told["layers"] if row["name"] == "3")
     assert 0 < sparse["density"] <= 0.5
     assert sparse["engine"]["a100"]["dtype"] == "Int4"
@@ -269,6 +277,7 @@ def test_stages_one_by_one(tmp_path: Path, workplace: Path, cli: Any) -> None:
     commands = [
         ["train", "tiny.yaml", "--out", "r"],
         ["export", "r"],
+        ["pack", "r"],
         ["build", "r", "--target", "rtx-ampere"],
         ["verify", "r", "--target", "rtx-ampere"],
     ]

@@ -28,12 +28,12 @@ def test_a_healthy_machine(cli: Any, tmp_path: Path) -> None:
 
 
 def test_something_broken_exits_2_and_tells_everything_all_the_same(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cold_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: no such file')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"), prepend=":")
-    done = cli("doctor", "--json", cwd=tmp_path)
+    done = cold_cli("doctor", "--json", cwd=tmp_path)
     assert done.returncode == 2
     told = json.loads(done.stdout)  # one object, and no usage error
     assert not told["healthy"]

@@ -19,10 +19,10 @@ TARGET = next((target.name for target in TARGETS.values() if GPU and target.sm =
 @pytest.mark.gpu
 @pytest.mark.e2e
 @pytest.mark.skipif(TARGET is None, reason=f"needs an NVIDIA GPU that is one of our targets; here: {GPU or 'none'}")
-def test_an_engine_for_this_gpu_agrees_with_the_trained_model(workplace: Path, tmp_path: Path, cli: Any) -> None:
+def test_an_engine_for_this_gpu_agrees_with_the_trained_model(workplace: Path, tmp_path: Path, cold_cli: Any) -> None:
     for name in ("tiny.py", "tiny.yaml"):
         shutil.copy(workplace / name, tmp_path)
-    done = cli("run", "tiny.yaml", "--json", "--set", f"build.targets=[{TARGET}]", cwd=tmp_path)
+    done = cold_cli("run", "tiny.yaml", "--json", "--set", f"build.targets=[{TARGET}]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     status = {check["name"]: check["status"] for check in json.loads(done.stdout)["checks"]}
     assert status["parity.engine"] == "pass"

@@ -19,9 +19,8 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-pytestmark = pytest.mark.skipif(
-    chromium.browser() is None, reason=f"no browser on PATH: looked for {', '.join(chromium.NAMES)}"
-)
+NO_BROWSER = f"no browser on PATH: looked for {', '.join(chromium.NAMES)}"
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(chromium.browser() is None, reason=NO_BROWSER)]
 PHONE, DESKTOP = 390, 1280
 MARGIN = 12  # pixels of page on either side, on a phone
 SMALLEST = 10.0  # pixels, of a text in a picture

@@ -36,8 +36,10 @@ def _no_torch() -> None:
     raise NotCheckedError("torch is not installed here")
 
 
-def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Run:
-    """Return what runs `verify` in a folder, on a machine of no CI system."""
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, command: str | None = "verify"
+) -> Run:
+    """Return what runs a command, or if None the one that its first argument names, in a folder of no CI system."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("slope_compile.verify.parity.engine.find_gpu", lambda: None)
     monkeypatch.setattr("slope_compile.verify.run._require_torch", _no_torch)  # its import takes many seconds
@@ -45,7 +47,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         monkeypatch.delenv(name, raising=False)
 
     def start(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["slope-compile", "verify", *arguments])
+        monkeypatch.setattr(sys, "argv", ["slope-compile", *([command] if command else []), *arguments])
         try:
             main()
             code = 0

@@ -13,6 +13,7 @@ import torchvision
 from placement_models import everywhere, export, layers_of, place, require_same_weights, run, situation
 from torchvision.models.resnet import Bottleneck, ResNet
 
+pytestmark = pytest.mark.e2e
 # (backend, precision, placements): where each is possible, once
 WEIGHT_ONLY = (
     ("tensorrt", "fp32", ("int8-weight", "int4-weight")),

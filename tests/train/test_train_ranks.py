@@ -97,6 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_equal_one_process(runs: Path, case: str) -> None:
     one, two = (json.loads((runs / case / ranks / "out" / "metrics.json").read_text()) for ranks in "12")
@@ -116,6 +117,7 @@ def test_two_ranks_equal_one_process(runs: Path, case: str) -> None:
     assert sum(int((left[n] != right[n]).sum()) for n in codes) <= 0.001 * sum(left[n].numel() for n in codes)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("case", [*CASES, "activations"])
 def test_all_ranks_hold_the_same_bytes_after_every_epoch(runs: Path, case: str) -> None:
     first, second = ((runs / case / "2" / f"digests-{rank}").read_text().split() for rank in "01")
@@ -123,6 +125,7 @@ def test_all_ranks_hold_the_same_bytes_after_every_epoch(runs: Path, case: str) 
     assert len(set(first)) == 4
 
 
+@pytest.mark.e2e
 def test_another_number_of_processes_cannot_resume(runs: Path) -> None:
     for rank in "01":
         said = (runs / "other" / "2" / f"error-{rank}").read_text()

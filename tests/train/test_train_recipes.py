@@ -11,6 +11,7 @@ from slope_compile.events import Events
 from slope_compile.recipe import load_recipe
 from slope_compile.train.loop import train
 
+pytestmark = pytest.mark.e2e
 SMALL = ["data.source=fake:20", "data.size=32", "data.workers=0", "train.epochs=1", "model.weights=null"]
 MIDDLE = {
     "imagenet-resnet18": "layer2.0.conv1",

@@ -25,6 +25,7 @@ from slope_compile.train.trained import CHECKPOINT, CODES, METRICS, evaluate, lo
 from slope_compile.train.validation import FILE as VALIDATION
 from slope_compile.train.validation import flatten, load_record
 
+pytestmark = pytest.mark.e2e
 FILES = (CHECKPOINT, CODES, METRICS, VALIDATION)
 
 

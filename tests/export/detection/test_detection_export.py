@@ -21,6 +21,7 @@ from slope_compile.qdq.reader import coded_weights
 from slope_compile.verify.chain.runners import reference_session
 from slope_compile.verify.model import verify_model
 
+pytestmark = pytest.mark.e2e
 DETECTIONS, LEVELS = 8, 3
 
 
@@ -99,30 +100,38 @@ def test_damaged_weights_fail(tensor: str, run: SimpleNamespace, tmp_path: Path)
     assert {"codes", "parity.onnx"} <= {check.name for check in verdict.checks if check.status == "fail"}
 
 
-def test_quantized_activations_are_the_trained_ones_in_each_level(tmp_path: Path) -> None:
-    """Integers make equal objectness common, and then the order of proposals must be the file's too."""
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Without masks, with activations of 8 bits; all proposals are equally likely."""
     model = detector(levels=2, masks=False)
     sc.compress(model, activation_bits=8)
     truth = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
     model.train()(list(images(2)), [truth] * 2)  # sets the steps
     with torch.no_grad():
         model.rpn.head.cls_logits.weight.zero_()  # all are equal
-    sc.export(model.eval(), images(2), tmp_path / "m.onnx")
-    verdict = sc.verify(tmp_path / "m.onnx", model=model)
+    path = tmp_path_factory.mktemp("quantized") / "m.onnx"
+    sc.export(model.eval(), images(2), path)
+    return SimpleNamespace(model=model, path=path)
+
+
+def test_quantized_activations_are_the_trained_ones_in_each_level(quantized: SimpleNamespace) -> None:
+    """Integers make equal objectness common, and then the order of proposals must be the file's too."""
+    verdict = sc.verify(quantized.path, model=quantized.model)
     assert verdict.verdict == "pass", [check.detail for check in verdict.checks]
     assert verdict["parity.onnx"].figures["detections"] >= 10
-    names = [one.name for one in stored_quantizers(tmp_path / "m.onnx")]
+    names = [one.name for one in stored_quantizers(quantized.path)]
     assert names.count("rpn.head.bbox_pred.input") == 2
 
 
-def test_tensorrt_rtx_builds_it(run: SimpleNamespace, tmp_path: Path) -> None:
+def test_tensorrt_rtx_builds_it(quantized: SimpleNamespace, tmp_path: Path) -> None:
+    """A head that levels share, and activations; the masks are in the chain of commands."""
     pytest.importorskip("tensorrt_rtx")
     from slope_compile.build.engine import build_engine
     from slope_compile.events import Events
     from slope_compile.recipe import BatchRange, BuildSection
 
     section = BuildSection(backend="tensorrt-rtx", batch=BatchRange(min=1, opt=1, max=2))
-    built = build_engine(run.path, "a100", section, tmp_path, Events())
+    built = build_engine(quantized.path, "a100", section, tmp_path, Events())
     assert (tmp_path / "model.engine").stat().st_size > 100_000
     assert built["header"]["profile"]["input"]["max"] == [2, 3, SIDE, SIDE]
-    assert built["summary"]["coded"] == len(codes(run.model))
+    assert built["summary"]["coded"] == len(codes(quantized.model))
