@@ -255,9 +255,9 @@ class RunFolder:
             sync(final.parent)
             self.records[stage] = Record(dict(key), outputs, dict(facts))
             self._write_manifest()
-            with suppress(OSError):  # it is committed; what is left over does no harm
-                _remove(old)
-                _remove(partial)  # of a stage that made one file, its empty folder
+            for left in (old, partial):  # of a stage that made one file, its empty folder
+                with suppress(OSError):  # it is committed; what is left over does no harm
+                    _remove(left)
         return self.records[stage]
 
     def recover(self) -> None:

@@ -127,7 +127,7 @@ class BuildSummary(Form):
     coded: Count
     held: Count | None
     not_held: list[str] | None
-    not_found: list[str]
+    not_found: list[str] = []  # of a version that did not tell these apart
     int8: Products
     int4: Products
     float: Count | None

@@ -6,6 +6,7 @@
   x ModelError                 a model that cannot be found, built or compressed
   x TrainingError              training that cannot go on (loss is NaN, another recipe's state)
   x ArtifactError              a file of ours that is missing, truncated, edited or foreign
+    x LaterFormatError           one that a later version of slope-compile wrote
   x BackendError               TensorRT, its version, the target or the GPU
   x StorageError               the file system: full, read-only, not ours
 * CheckFailedError             exit 1: the tool worked, the artifact is not what it should be
@@ -51,6 +52,10 @@ class TrainingError(SlopeCompileError):
 
 class ArtifactError(SlopeCompileError):
     """A file written by slope-compile is missing, truncated, edited or of another run."""
+
+
+class LaterFormatError(ArtifactError):
+    """A file is of a format that a later version of slope-compile writes."""
 
 
 class BackendError(SlopeCompileError):

@@ -134,6 +134,12 @@ def test_what_an_older_version_counted_is_read(run: RunFolder) -> None:
     assert summarize(run)["engines"] == {"a100": None}
 
 
+def test_what_an_older_version_did_not_tell_apart_is_read(run: RunFolder) -> None:
+    built = build_of(run, "build/a100")
+    commit(run, BUILT, built | {"summary": {key: v for key, v in built["summary"].items() if key != "not_found"}})
+    everything(run)
+
+
 def test_a_model_without_a_figure_has_none(run: RunFolder) -> None:
     told = json.loads((run.path / METRICS).read_text())
     commit(run, METRICS, told | {"fp32": None})

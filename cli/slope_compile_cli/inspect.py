@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slope_compile.artifacts import PACKED_SUFFIX, RunFolder
+from slope_compile.artifacts import RunFolder
 from slope_compile.errors import ArtifactError, RecipeError
 from slope_compile.recipe import BuildSection, load_recipe
 from slope_compile.summary import build_of, summarize
@@ -54,15 +54,15 @@ def command(
         _run(console, artifact, target, backend)
     elif artifact.suffix == ".onnx":
         _onnx(console, artifact, target, backend)
-    elif artifact.suffix in (".safetensors", PACKED_SUFFIX):
+    elif artifact.suffix == ".safetensors" or pack.is_packed(artifact):
         if target is not None:
             raise RecipeError(
                 f"{artifact} is no graph: --target goes with an .onnx file or a run.", "Name one of these."
             )
-        if pack.is_packed(artifact):
-            pack.inspect(console, artifact)
-        else:
+        if artifact.suffix == ".safetensors":
             _weights(console, artifact, _codes_rows(artifact))
+        else:
+            pack.inspect(console, artifact)
     else:
         what = (
             "is neither a run folder, a bundle, an .onnx, a .slope nor a .safetensors file"

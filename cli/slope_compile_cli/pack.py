@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PACKED = FILES["pack"]
 COLUMNS = ("tensor", "type", "shape", "bits", "pattern", "nominal bytes", "packed bytes", "packed bits each")
+MOST_ROWS = 500  # of a table; people read no more, and laying out a hundred thousand takes minutes
 Source = Annotated[Path, typer.Argument(help="A run folder, or an .onnx file.")]
 PackedOut = Annotated[
     Path | None, typer.Option("--out", help="For an .onnx file: the packed file. Default: NAME.slope beside it.")
@@ -89,8 +90,10 @@ def described(packed: Packed) -> dict[str, Any]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether an argument names a packed file."""
-    return path.suffix == PACKED_SUFFIX and not path.is_dir()
+    """Whether an argument names a packed file, by its suffix, or by how it begins where it has another one."""
+    from slope_compile.pack.container import begins_packed
+
+    return not path.is_dir() and (path.suffix == PACKED_SUFFIX or begins_packed(path))
 
 
 def inspect(console: Console, path: Path) -> None:
@@ -99,19 +102,23 @@ def inspect(console: Console, path: Path) -> None:
 
     packed = open_packed(path)
     told = described(packed)
+    tensors = packed.sizes.tensors
     rows = [
         (row.name, row.dtype, "x".join(map(str, row.shape)), row.bits, row.pattern, row.nominal, row.packed,
          f"{8 * row.packed / row.elements:.3f}" if row.elements else None)
-        for row in packed.sizes.tensors
+        for row in tensors[:MOST_ROWS]
     ]  # fmt: skip
-    console.table(str(path), COLUMNS, rows)
+    if not console.json:
+        console.table(str(path), COLUMNS, rows)
+        if len(tensors) > MOST_ROWS:
+            console.say(f"and {len(tensors) - MOST_ROWS} more tensors: --json lists all of them")
     sizes = told["sizes"]
     console.say(
         f"{told['bytes']} bytes: {sizes['weights']} of weights, {sizes['others']} of other tensors, "
         f"{sizes['rest']} of the header{' and the graph' if packed.kind == 'onnx' else ''}"
     )
     console.say(told["line"])
-    console.result({**told, "tensors": [_row(row) for row in packed.sizes.tensors]})
+    console.result({**told, "tensors": [_row(row) for row in tensors]})
 
 
 def _row(row: TensorSize) -> dict[str, Any]:

@@ -22,13 +22,13 @@ Folder = Annotated[
 
 def command(file: File, out: Folder = None, json: options.Json = False) -> None:
     """Write codes.safetensors and tensors.safetensors of a packed model, or the .onnx file bit for bit."""
-    from slope_compile.pack.read import is_packed, open_packed
+    from slope_compile.pack.read import open_packed
 
     console = Console(json)
     if file.is_dir():
         remedy = f"Name its packed file: {file / pack.PACKED}." if (file / pack.PACKED).is_file() else "Name a file."
         raise ArtifactError(f"{file} is a folder, not a packed file.", remedy)
-    if file.suffix != PACKED_SUFFIX and file.is_file() and not is_packed(file):
+    if file.is_file() and not pack.is_packed(file):
         raise ArtifactError(
             f"{file} is no packed file.", f"Name a file that `slope-compile pack` wrote: NAME{PACKED_SUFFIX}."
         )

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from slope_compile.errors import ArtifactError
+from slope_compile.errors import ArtifactError, LaterFormatError
 from slope_compile.pack.audit import audit
 from slope_compile.pack.digits import Bytes
 from slope_compile.pack.header import MAX_BYTES, Header, Section
@@ -30,10 +30,12 @@ from slope_compile.pack.streams import TEXT_LEVEL, Stored, stored, unpacked
 
 MAGIC = b"\x89SLOPE\r\n"
 VERSION = 1
+MADE_BY_PACK = "Name a file that `slope-compile pack` wrote."
 REMEDY = "Copy the file again, or pack anew with `slope-compile pack`."
 _FIXED = struct.Struct("<8s3L")
 _BEGIN = _FIXED.size + hashlib.sha256().digest_size
 _CHUNK = 1 << 20
+_NAMED = 6  # bytes of the magic that say whose file it is; the others show what copying it as text does
 
 
 class Sections:
@@ -78,17 +80,18 @@ class Container:
         size: Its bytes.
 
     Raises:
-        ArtifactError: If it is missing, no packed file, damaged, or of a later format.
+        ArtifactError: If it is missing, no packed file, or damaged.
+        LaterFormatError: If it is of a later format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
             state = "is not a file" if path.exists() else "does not exist"
-            raise ArtifactError(f"{path} {state}.", "Name a file that `slope-compile pack` wrote.")
+            raise ArtifactError(f"{path} {state}.", MADE_BY_PACK)
         with damage(path), path.open("rb") as file:
             self.size = file.seek(0, 2)
-            self.header, behind = _read_header(file, self.size)
+            self.header, behind = _read_header(path, file, self.size)
             audit(self.header, self.size - behind, self.size)
         self._offsets = [behind]
         for section in self.header.sections:
@@ -119,7 +122,7 @@ def damage(path: Path) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part)[:100] for part in first["loc"])
         raise ArtifactError(f"{path} is damaged: its header: {place}: {first['msg'][:200]}.", REMEDY) from None
     except OSError as error:
@@ -157,24 +160,27 @@ def write_container(header: Header, sections: BinaryIO, out: BinaryIO) -> None:
         out.write(chunk)
 
 
-def _read_header(file: BinaryIO, size: int) -> tuple[Header, int]:
-    """Return the header, and where it ends."""
+def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[Header, int]:
+    """Return the header, and where it ends; what is damaged is a ValueError."""
     file.seek(0)
     begin = file.read(_BEGIN)
-    if not begin.startswith(MAGIC):
-        raise ValueError("it does not begin as a packed file does")
+    if begin[:_NAMED] != MAGIC[: min(_NAMED, len(begin))]:
+        raise ArtifactError(f"{path} is no packed file: it does not begin as one does.", MADE_BY_PACK)
+    if begin[: len(MAGIC)] != MAGIC[: len(begin)]:
+        raise ValueError("the ends of its lines were changed: it was copied as text")
     if len(begin) < _BEGIN:
         raise ValueError("it is cut off")
     _, version, length, raw = _FIXED.unpack_from(begin)
-    if version != VERSION:
-        raise ValueError(f"it is of format {version}, this version reads {VERSION}")
+    if version > VERSION:
+        raise LaterFormatError(
+            f"{path} is of format {version}, this version reads {VERSION}.",
+            "Update slope-compile; if nobody packed it with a later version, the file is damaged: copy it again.",
+        )
+    if version < VERSION:
+        raise ValueError(f"it is of format {version}, which there never was")
     if not 0 < length <= raw <= MAX_BYTES or _BEGIN + length > size:
         raise ValueError(f"its header is said to have {length} bytes, {raw} unpacked, of the file's {size}")
     data = file.read(length)
     if hashlib.sha256(begin[: _FIXED.size] + data).digest() != begin[_FIXED.size :]:
         raise ValueError("its header is not what was written: its sha256 differs")
-    text = unpacked(data, raw).tobytes()
-    header = Header.model_validate_json(text)
-    if header.to_json() != text:
-        raise ValueError("its header is not in the form in which headers are written")
-    return header, _BEGIN + length
+    return Header.from_json(unpacked(data, raw).tobytes()), _BEGIN + length

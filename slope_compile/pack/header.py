@@ -5,25 +5,29 @@ JSON in one canonical form: a header that says the same in other bytes (twice th
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 MAX_BYTES = 2**24  # of a header, unpacked
 MAX_SIZE = 2**48  # bytes or elements of anything
 # What a file unpacks to: more than this and so many times its own size is no model, but a bomb.
 ALLOWANCE, INFLATION = 2**30, 1024
+_LIST = 8  # bytes for each list, at least: a run is one, `[1,1],`, and what has 16 of them has names of keys besides
 
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
-Shape = Annotated[tuple[Size, ...], Field(max_length=64)]
+Sizes = Annotated[tuple[Size, ...], FailFast()]  # everywhere: an error for each of millions of items takes gigabytes
+Shape = Annotated[Sizes, Field(max_length=64)]
 Name = Annotated[str, Field(max_length=1000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Index = Annotated[int, Field(ge=0, le=MAX_BYTES)]
 Code = Annotated[int, Field(ge=-128, le=255)]
 Pattern = Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")]
-Streams = Annotated[tuple[tuple[Size, Size], ...], Field(min_length=1, max_length=16)]  # (stored, unpacked) bytes
+Stream = tuple[Size, Size]  # (stored, unpacked) bytes
+Streams = Annotated[tuple[Stream, ...], FailFast(), Field(min_length=1, max_length=16)]
 
 
 class Part(BaseModel):
@@ -107,7 +111,7 @@ class FileEntry(Part):
     size: Size
     sha256: Digest
     section: Index
-    gaps: tuple[Size, ...]
+    gaps: Sizes
     rest: Numbers
 
 
@@ -115,19 +119,50 @@ class Header(Part):
     """Of a model: `coded` and `tensors`, each by name. Of ONNX: `files`, the model's first, and their `tensors`."""
 
     content: Literal["model", "onnx"]
-    sections: tuple[Section, ...]
-    coded: tuple[CodedEntry, ...]
-    tensors: tuple[TensorEntry, ...]
-    files: tuple[FileEntry, ...]
+    sections: Annotated[tuple[Section, ...], FailFast()]
+    coded: Annotated[tuple[CodedEntry, ...], FailFast()]
+    tensors: Annotated[tuple[TensorEntry, ...], FailFast()]
+    files: Annotated[tuple[FileEntry, ...], FailFast()]
 
     def to_json(self) -> bytes:
         """Return the canonical form."""
         return self.model_dump_json().encode()
 
+    @classmethod
+    def from_json(cls, text: bytes) -> Header:
+        """Return what the canonical form says, with memory for what a header may hold and not for what JSON may.
+
+        Raises:
+            ValueError: If it is another form, or breaks a bound.
+        """
+        if text.count(b"[") * _LIST > len(text):
+            raise ValueError("its header holds more lists than a header has")
+        try:  # refused at the first strange object; numbers, which may be of any length, become a bool
+            json.loads(text.decode(), object_pairs_hook=_require_keys, parse_int=bool, parse_float=bool)
+        except RecursionError:
+            raise ValueError("its header is nested deeper than a header is") from None
+        header = cls.model_validate_json(text)
+        if header.to_json() != text:
+            raise ValueError("its header is not in the form in which headers are written")
+        return header
+
     @property
     def entries(self) -> list[CodedEntry | TensorEntry | FileEntry]:
         """All that sections hold, in the order in which they are first held."""
         return [*self.coded, *self.tensors, *self.files]
+
+
+_KEYS = {
+    tuple(part.model_fields)
+    for part in (Header, Section, CodedEntry, TensorEntry, FileEntry, Codes, Groups, Numbers)
+}  # fmt: skip
+
+
+def _require_keys(pairs: list[tuple[str, object]]) -> None:
+    """Raise unless an object has the keys of a part, in their order; nothing of it is kept."""
+    if (keys := tuple(key for key, _ in pairs)) not in _KEYS:
+        shown = ", ".join(key[:30] for key in keys[:10])
+        raise ValueError(f"its header holds an object with the {len(keys)} keys {{{shown}}}, which no part of it has")
 
 
 def streams_of(entry: CodedEntry | TensorEntry | FileEntry) -> list[tuple[int, int]]:

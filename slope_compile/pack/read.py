@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from slope_compile.compression.codes import CodedTensor
-from slope_compile.pack.container import Container, begins_packed
+from slope_compile.pack.container import Container
 from slope_compile.pack.entries import read_coded, read_tensor
 from slope_compile.pack.header import elements_of
 from slope_compile.pack.restore import prove_files, restore_files, restore_model
@@ -170,8 +170,3 @@ def open_packed(path: Path) -> Packed:
         ArtifactError: If it is missing, no packed file, damaged, or of a later format.
     """
     return Packed(path)
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file begins as a packed file does."""
-    return begins_packed(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -100,6 +101,9 @@ def _restored(
 ) -> list[Path]:
     """Fill a hidden folder and move its files into place."""
     with storage_errors(folder):
+        if os.path.lexists(folder) and not folder.is_dir():
+            what = "exists and is no folder" if folder.exists() else "is a link that leads nowhere"
+            raise StorageError(f"{folder} {what}.", "Name another folder, or remove it first.")
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -116,8 +120,8 @@ def _restored(
                 for target in targets:
                     source = work / target.relative_to(root)
                     sync(source)
-                    target.parent.mkdir(parents=True, exist_ok=True)
                     _require_free(root, target)
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     source.rename(target)
             sync(folder)
         except BaseException:
@@ -128,11 +132,15 @@ def _restored(
 
 
 def _require_free(root: Path, target: Path) -> None:
-    """Raise if a file is there already, or would be written through a link."""
-    if target.exists() or target.is_symlink():
+    """Raise if a file is there already, or would be written through a link, however far above it."""
+    for parent in reversed(target.relative_to(root).parents):
+        folder = root / parent  # first the root itself, which is resolved
+        if folder.is_symlink():
+            raise ArtifactError(f"{folder} is a link; nothing is written through it.", "Name another folder.")
+        if folder.exists() and not folder.is_dir():
+            raise ArtifactError(f"{folder} exists and is no folder.", "Name another folder, or remove it first.")
+    if os.path.lexists(target):
         raise ArtifactError(f"{target} exists already.", "Name another folder, or remove it first.")
-    if target.parent.exists() and target.parent.resolve() != target.parent:
-        raise ArtifactError(f"{target.parent} is a link out of {root}.", "Name another folder.")
 
 
 def _codes(container: Container, entry: CodedEntry) -> Callable[[], Bytes]:

@@ -164,7 +164,7 @@ def _pieces(begin: int, stop: int) -> Iterator[Span]:
 
 def _integer(text: object, name: str) -> int:
     if not (isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) < 15):
-        raise ArtifactError(f"Tensor '{name}' has external data at {text!r}, which is no number.", REMEDY)
+        raise ArtifactError(f"Tensor '{name}' has external data at {text!r:.40}, which is no number.", REMEDY)
     return int(text)
 
 

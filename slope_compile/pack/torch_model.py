@@ -35,18 +35,34 @@ def coded_and_kept(model: nn.Module) -> tuple[Mapping[str, CodedTensor], KeptTen
     coded = codes_of(model)
     if not coded:
         raise ModelError(f"{type(model).__name__} is not compressed.", "Call `slope_compile.compress` and train first.")
-    state = model.state_dict()
-    for name, tensor in state.items():
-        plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_meta
-        if not plain or tensor.dtype not in _TYPES:
-            what = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ModelError(f"'{name}' of the model's state dict is {what}: no plain tensor.", "Convert it first.")
+    state = _plain_state(model)
     dtypes = {name: _TYPES[tensor.dtype] for name, tensor in state.items()}
     arrays = {
         name: CodedTensor(np.asarray(c.codes), np.asarray(c.scale), c.bits, c.axis, c.pattern)
         for name, c in coded.items()
     }
     return arrays, KeptTensors(dtypes, lambda name: _array(state[name], dtypes[name]), coded, "The model")
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's state dict.
+
+    Raises:
+        ModelError: If it holds what is no plain tensor with memory.
+    """
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            what = type(tensor).__name__
+        elif tensor.is_meta:
+            what = "on the meta device"
+        elif tensor.layout is not torch.strided or tensor.dtype not in _TYPES:
+            what = f"{tensor.dtype}, {tensor.layout}"
+        else:
+            continue
+        remedy = "Convert it first; a model on the meta device must be built on a real one."
+        raise ModelError(f"'{name}' of the model's state dict is {what}: no plain tensor.", remedy)
+    return dict(state)
 
 
 def load_into(packed: Packed, model: nn.Module) -> None:
@@ -57,12 +73,13 @@ def load_into(packed: Packed, model: nn.Module) -> None:
         model: Of the same architecture, not compressed; one with quantized activations compressed alike and folded.
 
     Raises:
-        ModelError: If names, shapes or types differ; the model is left as it was.
+        ModelError: If names, shapes or types differ, or its state dict holds what is no plain tensor; the model is
+            left as it was.
         ArtifactError: If the packed file is damaged; so is then.
     """
     if packed.kind != "model":
         raise ModelError(f"{packed.path} holds an ONNX file, no weights of a torch model.", "Restore it instead.")
-    state = model.state_dict()
+    state = _plain_state(model)
     given = {name: ("F32", packed.codes.shape(name)) for name in packed.codes}
     given |= {name: (packed.tensors.dtype(name), packed.tensors.shape(name)) for name in packed.tensors}
     if differences := _differences(state, given):
@@ -70,6 +87,10 @@ def load_into(packed: Packed, model: nn.Module) -> None:
             f"{packed.path} does not fit {type(model).__name__}: {'; '.join(differences)}.",
             "Give the model as it was before it was compressed; with quantized activations compress it and `fold` it.",
         )
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    if made := sorted(given.keys() - {name for name, _ in named}):  # a copy: what is written into it is lost
+        problem = f"'{made[0]}' of the model's state dict is neither a parameter nor a buffer of it."
+        raise ModelError(problem, "Keep it as a buffer.")
     packed.check()
     _require_equal_where_tied(packed, {name: state[name] for name in given})
     with torch.no_grad():
@@ -107,7 +128,7 @@ def _differences(state: Mapping[str, Tensor], given: Mapping[str, tuple[str, tup
         for name, (dtype, shape) in sorted(given.items())
         for tensor in [state.get(name)]
         if tensor is not None
-        for kind in [_TYPES.get(tensor.dtype, str(tensor.dtype))]
+        for kind in [_TYPES[tensor.dtype]]
         if (dtype, shape) != (kind, tuple(tensor.shape))
     ]
     listed = {"not in the file": missing, "not in the model": sorted(given.keys() - state.keys())}
@@ -116,7 +137,7 @@ def _differences(state: Mapping[str, Tensor], given: Mapping[str, tuple[str, tup
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """Return what two names of one tensor have in common."""
-    if not tensor.numel() or tensor.is_meta:
+    if not tensor.numel():
         return (id(tensor),)
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 

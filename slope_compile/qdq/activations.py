@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from slope_compile.qdq.tensors import REMEDY, dtype_name, load_graph, to_numpy
 RANGES = {"INT8": (-128, 127), "UINT8": (0, 255)}
 NONNEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")  # what these make is not below 0
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
+_PICKS = (*MOVES, "MaxPool", "Slice", "Split", "Gather")  # what these make is some of the values that they read first
 NESTED_CONCATS = 2  # one inside the other, looked into for the sign of what they make
 _FOLLOWED = 16  # nodes that only move values, one behind the other
 
@@ -32,6 +35,7 @@ class StoredQuantizer:
         zero_point: 0 wherever TensorRT takes it.
         low: Lowest level that can come out, by a Clip or Relu before it or by its type.
         high: Highest level.
+        again: Whether it reads only what it made itself, moved or picked from: then it changes no number.
     """
 
     name: str
@@ -41,6 +45,7 @@ class StoredQuantizer:
     zero_point: int
     low: int
     high: int
+    again: bool = False
 
 
 def stored_quantizers(source: Path | onnx.ModelProto) -> list[StoredQuantizer]:
@@ -59,11 +64,13 @@ def stored_quantizers(source: Path | onnx.ModelProto) -> list[StoredQuantizer]:
     for node in scope.nodes:
         if is_standard(node, "DequantizeLinear"):
             dequantizers.setdefault(node.input[0], []).append(node)
-    return [
-        _read(scope, node, dequantizers.get(node.output[0], []), place)
+    found = [
+        (node, _read(scope, node, dequantizers.get(node.output[0], []), place))
         for node in scope.nodes
         if is_standard(node, "QuantizeLinear") and not isinstance(scope.find(node.input[0])[2], TensorProto)
     ]
+    made = {one.output: one for _, one in found}
+    return [replace(one, again=_is_again(scope, node, one, made)) for node, one in found]
 
 
 def is_quantized(scope: Scope, name: str) -> bool:
@@ -78,6 +85,25 @@ def is_quantized(scope: Scope, name: str) -> bool:
                 return False
             return not isinstance(scope.find(maker.input[0])[2], TensorProto)
         if not any(is_standard(source, op) for op in MOVES):
+            return False
+        name = source.input[0]
+    return False
+
+
+def _is_again(scope: Scope, node: NodeProto, one: StoredQuantizer, made: Mapping[str, StoredQuantizer]) -> bool:
+    """Whether a quantizer reads only values of its own grid: ONNX Runtime leaves such pairs around a MaxPool."""
+    name = node.input[0]
+    for _ in range(_FOLLOWED):
+        _, name, source = scope.find(name)
+        if not isinstance(source, NodeProto) or not source.input:
+            return False
+        if is_standard(source, "DequantizeLinear"):
+            before = made.get(source.input[0])
+            if before is None or before.output == one.output:
+                return False
+            same = (before.name, before.scale, before.zero_point) == (one.name, one.scale, one.zero_point)
+            return same and one.low <= before.low and before.high <= one.high
+        if not any(is_standard(source, op) for op in _PICKS):
             return False
         name = source.input[0]
     return False
@@ -129,14 +155,24 @@ def _clipped(
             return max(low, 0), high
         if is_standard(source, "Clip"):
             ends = [_number(scope, source, index, place) for index in (1, 2)]
-            with np.errstate(all="ignore"):
-                lowest = limits[0] if ends[0][0] is None else round(float(np.float32(ends[0][1]) / scale))
-                highest = limits[1] if ends[1][0] is None else round(float(np.float32(ends[1][1]) / scale))
+            lowest, highest = (_level(end, limit, scale) for end, limit in zip(ends, limits, strict=True))
             return max(low, lowest), min(high, highest)
         if not any(is_standard(source, op) for op in (*MOVES, *_POOLS)):
             return (max(low, 0) if _is_nonnegative(scope, name, NESTED_CONCATS) else low), high
         name = source.input[0]
     return low, high
+
+
+def _level(end: tuple[tuple[str, TensorProto] | None, float], limit: int, scale: np.float32) -> int:
+    """Return the level at which a Clip ends; the type's own where the Clip has no end, or none that the type has."""
+    constant, value = end
+    if constant is None:
+        return limit
+    if math.isnan(value):
+        raise ArtifactError(f"'{constant[0]}', an end of a Clip before an activation quantizer, is NaN.", REMEDY)
+    with np.errstate(all="ignore"):
+        level = float(np.float32(value) / scale)
+    return round(level) if math.isfinite(level) else limit
 
 
 def _is_nonnegative(scope: Scope, name: str, concats: int) -> bool:

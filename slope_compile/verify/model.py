@@ -24,12 +24,13 @@ from slope_compile.verify.laws.layer_list import LayerList
 from slope_compile.verify.layerwise import Layerwise
 from slope_compile.verify.metric.check import MetricTask, check_metric
 from slope_compile.verify.parity.agreement import check_agreement
-from slope_compile.verify.parity.allowed import live_weights, of_default, of_engine, of_outputs
+from slope_compile.verify.parity.allowed import of_default, of_engine, of_file, of_outputs
 from slope_compile.verify.parity.engine import EngineUnderTest, check_engine
 from slope_compile.verify.parity.hops import check_default, check_folded, check_onnx
+from slope_compile.verify.parity.operators import unknown_operators
 from slope_compile.verify.parity.placed import check_placed
 from slope_compile.verify.parity.steps import step_problems
-from slope_compile.verify.parity.tolerance import Tolerance, tolerance_of
+from slope_compile.verify.parity.tolerance import Tolerance
 from slope_compile.verify.verdict import Check, NotCheckedError, Once, T, Verdict, attempt
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def verify_model(
     chain = Chain(onnx, trained, golden, samples)
     weights = Once(lambda: coded_weights(onnx))
     quantizers = Once(lambda: stored_quantizers(onnx))
-    floats = Once(lambda: tolerance_of(live_weights(onnx)))
+    floats = Once(lambda: of_file(onnx))
     tolerance = Once(lambda: of_outputs(floats(), onnx, weights(), quantizers(), jittered()))
     default_tolerance = Once(lambda: of_default(tolerance(), onnx, quantizers()))
     engine_tolerance = Once(lambda: allowed or of_engine(onnx, weights(), quantizers(), jittered(), placed))
@@ -123,7 +124,7 @@ def verify_model(
         ),
         "codes": lambda: check_codes(lambda: iter_weights(onnx), expected, trained, quantizers, layer_list, kept),
         "packed": packed or _nothing_packed,
-        "repeatable": lambda: check_repeatable(chain, tolerance, floats),
+        "repeatable": lambda: check_repeatable(chain, tolerance, floats, lambda: unknown_operators(onnx)),
         "parity.folded": lambda: check_folded(chain, tolerance),
         "parity.onnx": lambda: check_onnx(chain, tolerance, steps),
         "parity.onnx-default": lambda: check_default(chain, default_tolerance),

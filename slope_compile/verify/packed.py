@@ -9,9 +9,10 @@ m.verify/                what `verify` writes
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from slope_compile.errors import ArtifactError, StorageError
+from slope_compile.errors import ArtifactError, LaterFormatError, StorageError
 from slope_compile.events import Events
 from slope_compile.pack.read import Packed, open_packed
 from slope_compile.verify.files import write_verdict
@@ -20,6 +21,7 @@ from slope_compile.verify.model import verify_model
 from slope_compile.verify.single import declared_beside, default_out, golden_beside, listed_beside, results
 from slope_compile.verify.verdict import Check, Verdict, attempt, reason
 
+INTEGRITY = frozenset({"packed"})  # of an ONNX file: that it was restored as it was packed
 NO_CHECKPOINT = "the checkpoint is not here; `verify` of the run that the file was packed in compares them"
 
 
@@ -28,7 +30,8 @@ def verify_packed(
 ) -> Verdict:
     """Verify a packed file, and write what was found into a folder of its own.
 
-    A model's codes and floats are read and judged; an ONNX file is restored, and then verified as a lone one is.
+    A model's codes and floats are read and judged; an ONNX file is restored, and then verified as a lone one is: it
+    passes only where that one would, since the bytes of an unknown model prove nothing of it.
 
     Args:
         file: The file.
@@ -38,21 +41,24 @@ def verify_packed(
 
     Raises:
         ArtifactError: If there is no such file.
+        LaterFormatError: If a later version packed it: it cannot be judged here.
         StorageError: If the folder holds something else, or cannot be written.
     """
     if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
+        what = "is a folder" if file.is_dir() else "is not a file" if file.exists() else "does not exist"
         raise ArtifactError(f"{file} {what}.", "Check the path.")
     told = events or Events()
     with results(out or default_out(file)) as partial, tempfile.TemporaryDirectory(prefix="slope-compile.") as restored:
-        verdict = Verdict(tuple(_checks(file, Path(restored), partial, told)), required)
+        verdict = replace(_verdict(file, Path(restored), partial, told), required=required)
         write_verdict(partial, verdict)
     return verdict
 
 
-def _checks(file: Path, restored: Path, out: Path, events: Events) -> list[Check]:
+def _verdict(file: Path, restored: Path, out: Path, events: Events) -> Verdict:
     try:
         packed = open_packed(file)
+    except LaterFormatError:
+        raise
     except ArtifactError as error:
         return _told(events, Check("packed", "fail", reason(error)))
     if packed.kind == "model":
@@ -70,7 +76,7 @@ def _checks(file: Path, restored: Path, out: Path, events: Events) -> list[Check
         out=out,
         events=events,
     )
-    return list(verdict.checks)
+    return replace(verdict, integrity=INTEGRITY)
 
 
 def _restored(packed: Packed, folder: Path) -> Check:
@@ -83,7 +89,7 @@ def _restored(packed: Packed, folder: Path) -> Check:
         return Check("packed", "fail", reason(error))
 
 
-def _told(events: Events, *checks: Check) -> list[Check]:
+def _told(events: Events, *checks: Check) -> Verdict:
     for check in checks:
         events.emit("check", name=check.name, status=check.status, detail=check.detail)
-    return list(checks)
+    return Verdict(checks)

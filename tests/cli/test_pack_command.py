@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from prepared_runs import PATTERNS, make_run, recipe_of
 from safetensors.numpy import load_file, save_file
+from slope_compile_cli import pack
 from verify_command import Run, in_process
 
 from slope_compile.artifacts import FileDigest, RunFolder
@@ -89,7 +91,9 @@ def test_a_run_is_packed_once_and_again_when_its_training_changed(run: Run, made
     assert run("pack", RUN, "--json").json["sha256"] != first["sha256"]
 
 
-def test_sizes_are_the_files_in_inspect_and_in_the_report(run: Run, packed: Path) -> None:
+def test_sizes_are_the_files_in_inspect_and_in_the_report(
+    run: Run, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told, sizes = run("inspect", RUN, "--json").json, open_packed(packed).sizes
     assert (told["sizes"]["packed"]["weights"], told["sizes"]["packed"]["model"]) == (sizes.weights, sizes.model)
     assert told["sizes"]["packed"]["model_ratio"] == round(1000 / sizes.model, 3)
@@ -101,6 +105,10 @@ def test_sizes_are_the_files_in_inspect_and_in_the_report(run: Run, packed: Path
         "c.weight": "2:4", "f.weight": None, "h.bias": None,
     }  # fmt: skip
     assert "packed bits each" in run("inspect", FILE).out
+    assert "packed bits each" not in run("inspect", FILE, "--json").err
+    monkeypatch.setattr(pack, "MOST_ROWS", 1)
+    assert "and 2 more tensors" in run("inspect", FILE).out
+    assert len(run("inspect", FILE, "--json").json["tensors"]) == 3
 
 
 def test_verify_proves_the_packed_file_of_a_run(run: Run, packed: Path) -> None:
@@ -202,7 +210,11 @@ def test_an_onnx_file_comes_back_bit_for_bit_and_is_verified(run: Run, made: Pat
         (["unpack", "run"], "Name its packed file: run/model.slope"),
         (["unpack", "nowhere.slope"], "nowhere.slope"),
         (["unpack", "run/export/model.onnx"], "run/export/model.onnx is no packed file"),
-        (["unpack", FILE, "--out", "run/recipe.yaml"], "run/recipe.yaml"),
+        (["unpack", FILE, "--out", "run/recipe.yaml"], "run/recipe.yaml exists and is no folder"),
+        (["unpack", FILE, "--out", "loop"], "loop is a link that leads nowhere"),
+        (["unpack", "fifo.slope"], "fifo.slope is not a file"),
+        (["inspect", "fifo.slope"], "fifo.slope is not a file"),
+        (["verify", "fifo.slope"], "fifo.slope is not a file"),
         (["export", FILE], "is a packed file, not a run folder. Name a run folder; `unpack`, `verify` and"),
         (["build", FILE], "is a packed file, not a run folder"),
         (["bundle", FILE], "is a packed file, not a run folder"),
@@ -217,6 +229,8 @@ def test_an_onnx_file_comes_back_bit_for_bit_and_is_verified(run: Run, made: Pat
 )
 def test_what_is_no_question(run: Run, packed: Path, arguments: list[str], words: str) -> None:
     Path("empty").mkdir()
+    Path("loop").symlink_to("loop")
+    os.mkfifo("fifo.slope")
     before = {path: path.stat().st_mtime_ns for path in packed.parent.rglob("*")}
     done = run(*arguments)
     assert (done.code, words in " ".join(done.err.split())) == (2, True), done.err

@@ -136,11 +136,6 @@ def _not_packed(subject: Subject) -> None:
     subject.file("manifest.json").write_text(json.dumps(manifest))
 
 
-def _nothing_beside(subject: Subject) -> None:
-    for file in ("model.golden.safetensors", "model.layers.json"):
-        subject.file(file).unlink()
-
-
 def _touch(subject: Subject) -> None:
     for path in subject.path.rglob("*"):
         path.touch()
@@ -201,7 +196,6 @@ VARIANTS = [
     Variant("header as a zstd frame", "packed file", resigned(lambda opened: None, compressed=True)),
     Variant("a run that was not packed", "packed file", _not_packed),
     Variant("every run stored as it is", "packed file alone", restored_streams(lambda raw: raw), "packed"),
-    Variant("nothing beside it", "packed file alone", _nothing_beside, "packed onnx"),
     Variant("values renamed", "placed.onnx", edited(PLACED, renamed_values)),
     Variant("Identity behind operators", "placed.onnx", edited(PLACED, identities)),
     Variant("every file's time", "manifest", _touch),

@@ -176,18 +176,55 @@ def _half(net: Net) -> None:
     net.after(f"{value}.after", "Cast", to=TensorProto.FLOAT)
 
 
-def _noise(net: Net) -> None:
-    value = net.node("Relu").output[0]
-    net.after(value, "Add", "noise")
-    made = helper.make_node("RandomNormalLike", [value], ["noise"], "noise", scale=1e-3)
-    net.graph.node.insert([value in n.output for n in net.graph.node].index(True) + 1, made)
-
-
-def _dropout(ratio: float) -> Edit:
+def _noise(scale: float) -> Edit:
     def edit(net: Net) -> None:
-        _insert(net, net.node("Relu").output[0], "Dropout", np.array(ratio, np.float32), np.array(True))
+        value = net.node("Relu").output[0]
+        net.after(value, "Add", "noise")
+        made = helper.make_node("RandomNormalLike", [value], ["noise"], "noise", scale=scale)
+        net.graph.node.insert([value in n.output for n in net.graph.node].index(True) + 1, made)
 
     return edit
+
+
+def dropout(ratio: float, on: bool = True) -> Edit:
+    def edit(net: Net) -> None:
+        _insert(net, net.node("Relu").output[0], "Dropout", np.array(ratio, np.float32), np.array(on))
+
+    return edit
+
+
+def _rarely(net: Net) -> None:
+    """A mask that is 1 but for one number in 10^9, which no sample shows."""
+    net.put("rate", np.full(1, 1 - 1e-9, np.float64))
+    value = net.node("Relu").output[0]
+    net.after(value, "Mul", "mask")
+    at = [value in n.output for n in net.graph.node].index(True) + 1
+    net.graph.node.insert(at, helper.make_node("Bernoulli", ["rate"], ["mask"], "mask", dtype=TensorProto.FLOAT))
+
+
+def _dropout_in_a_branch(net: Net) -> None:
+    value = net.node("Relu").output[0]
+    for name, constant in {"yes": np.array(True), "rare": np.array(1e-7, np.float32)}.items():
+        net.put(name, constant)
+    branches = {}
+    for name, made in {"then": ("Dropout", [value, "rare", "yes"]), "else": ("Identity", [value])}.items():
+        result = helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, None)
+        inner = helper.make_node(*made, [result.name], f"{name}.{made[0]}")
+        branches[f"{name}_branch"] = helper.make_graph([inner], name, [], [result])
+    node = net.after(value, "If", **branches)
+    node.input[:] = ["yes"]
+
+
+def _dropout_in_a_function(net: Net) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["on"], value=helper.make_tensor("", TensorProto.BOOL, [], [True])),
+        helper.make_node("Constant", [], ["rare"], value_float=1e-7),
+        helper.make_node("Dropout", ["x", "rare", "on"], ["y"], "inside"),
+    ]
+    imports = [helper.make_opsetid("", net.model.opset_import[0].version)]
+    net.model.functions.append(helper.make_function("local", "Act", ["x"], ["y"], nodes, imports))
+    net.model.opset_import.append(helper.make_opsetid("local", 1))
+    net.after(net.node("Relu").output[0], "Act", domain="local")
 
 
 def _norm_as_trained(net: Net) -> None:
@@ -302,10 +339,15 @@ GRAPH = [
     _row("a value that depends on itself", _cycle),
     _row("an initializer twice", _twice, "pattern", "codes", PARITY),
     _row("samples in reverse order", _order_of_samples),
-    _row("Dropout left on, a half", _dropout(0.5), REPEATABLE),
-    _row("Dropout left on, one in a thousand", _dropout(0.001), REPEATABLE),
+    _row("Dropout left on, a half", dropout(0.5), REPEATABLE),
+    _row("Dropout left on, one in a thousand", dropout(0.001), REPEATABLE),
     _row("batch norm in training mode", _norm_as_trained, REPEATABLE),
-    _row("noise of 1e-3 added", _noise, REPEATABLE),
+    _row("noise of 1e-3 added", _noise(1e-3), REPEATABLE),
+    _row("noise of 1e-7 added: within any tolerance", _noise(1e-7), REPEATABLE),
+    _row("Dropout left on, one in ten million", dropout(1e-7), REPEATABLE),
+    _row("the same in a branch of an If", _dropout_in_a_branch, REPEATABLE),
+    _row("the same in a local function", _dropout_in_a_function, REPEATABLE),
+    _row("a random mask, 0 once in a billion", _rarely, REPEATABLE),
     _row("the batch's mean subtracted", _minus_batch_mean, REPEATABLE),
     _row("every bias of a layer off by its last bit", _last_bit),
     _row(

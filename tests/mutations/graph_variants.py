@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from graph_mutations import dropout
 from mutation import Variant
 from onnx import TensorProto, helper
 from onnx_edits import MODEL, Edit, Net, edited
@@ -236,6 +237,13 @@ def _dropout_off(net: Net) -> None:
     net.after(net.node("Relu").output[0], "Dropout")
 
 
+def _dead_dropout(net: Net) -> None:
+    net.graph.node.append(helper.make_node("RandomNormalLike", [net.node("Relu").output[0]], ["unread"], "unread"))
+    net.put("half", np.float32(0.5))
+    net.put("yes", np.array(True))
+    net.graph.node.append(helper.make_node("Dropout", ["unread", "half", "yes"], ["unread.too"], "unread.too"))
+
+
 def _double(net: Net) -> None:
     """One activation through float64 and back: no digit is lost."""
     value = net.node("Relu").output[0]
@@ -276,6 +284,9 @@ GRAPH_VARIANTS = [
     _row("Relu as Max with 0", _flattened),
     _row("a batch norm as Mul and Add", _norm_as_products),
     _row("Dropout that is off", _dropout_off),
+    _row("Dropout that is off by an input", dropout(0.5, on=False)),
+    _row("Dropout that is on and drops nothing", dropout(0.0)),
+    _row("a dead Dropout that is on, and dead noise", _dead_dropout),
     _row("an activation through float64", _double),
     _row("values renamed, activations quantized", renamed_values, "unbuilt int8"),
     _row("initializers in reverse order, activations quantized", _initializers_reversed, "int8"),

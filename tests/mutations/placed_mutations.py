@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 from checkpoint_mutations import damaged, deleted
-from graph_mutations import attribute, no_bias, residual_twice, without
+from graph_mutations import attribute, dropout, no_bias, residual_twice, without
 from mutation import Corrupt, Mutation, Subject
 from onnx import TensorProto
 from onnx_edits import PLACED, Edit, Net, edited, with_weight
@@ -64,12 +64,6 @@ def _renamed(net: Net) -> None:
     net.redirect("input", "image")
 
 
-def _dropout(net: Net) -> None:
-    net.put("ratio", np.array(0.5, np.float32))
-    net.put("on", np.array(True))
-    net.after(net.node("Relu").output[0], "Dropout", "ratio", "on")
-
-
 PLACED_FILE = [_row(one.kind, with_weight(one), lawless=one.lawless) for one in CORE[:7]] + [
     _row("scales rounded to float16", _scale_rounded),
     _row("two layers read one weight", _tied),
@@ -80,7 +74,8 @@ PLACED_FILE = [_row(one.kind, with_weight(one), lawless=one.lawless) for one in 
     _row("strides 1 instead of 2", attribute("Conv", "strides", [1, 1], 3)),
     _row("batch norm's epsilon 0.1", attribute("BatchNormalization", "epsilon", 0.1)),
     _row("Gemm's alpha 2", attribute("Gemm", "alpha", 2.0)),
-    _row("Dropout left on", _dropout),
+    _row("Dropout left on", dropout(0.5)),
+    _row("Dropout left on, one in ten million", dropout(1e-7)),
     _row("input renamed", _renamed),
     _row("an activation's step doubled", _step, "int8"),
     _row("a quantizer missing", _no_quantizer, "int8"),

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx_nets import coded, save
 from pack_files import MAGIC, edited, header_of, random_codes, sections_of, with_header
+from pydantic import ValidationError
 
 import slope_compile as sc
-from slope_compile.errors import ArtifactError
+from slope_compile.errors import ArtifactError, LaterFormatError
+from slope_compile.pack.header import Header
 from slope_compile.pack.kept import KeptTensors
 from slope_compile.pack.read import open_packed
 from slope_compile.pack.write import _packed_model, pack_onnx
@@ -198,7 +200,7 @@ def test_headers_that_are_no_json_are_refused(packed_model: bytes, tmp_path: Pat
         (lambda h: h["tensors"][0].update(numbers=None), "do not fill"),
         (lambda h: h.update(content="onnx"), "element type 'F32'"),
         (lambda h: h["files"].append(EMPTY), "has no files|do not fill"),
-        (lambda h: h.update(more=1), "Extra inputs"),
+        (lambda h: h.update(more=1), "which no part of it has"),
         (lambda h: h["coded"][0]["codes"]["streams"].append([0, 0]), "are needed"),
         (lambda h: h["coded"][0]["codes"].update(streams=[[9, 1], [0, 0]]), "more bytes than it has|do not fill"),
     ],
@@ -273,6 +275,43 @@ def test_a_bomb_in_the_header_is_refused(tmp_path: Path) -> None:
             read_all(begin + hashlib.sha256(begin + text).digest() + text, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "item", "told"),
+    [
+        ("sections", b"{}", "an object with the 0 keys"),
+        ("coded", b'{"":0}', "an object with the 1 keys"),
+        ("tensors", b"[]", "more lists than"),
+        ("files", b"-1", "files.0"),
+        ("sections", b'""', "sections.0"),
+    ],
+)
+def test_the_first_of_many_bad_items_is_told_and_no_other_is_kept(
+    key: str, item: bytes, told: str, packed_model: bytes, tmp_path: Path
+) -> None:
+    """16 MiB of them are a file of 1.5 kB; an error for each would take gigabytes."""
+    items = b"[" + b",".join([item] * 20_000) + b"]"
+    text = json.dumps(header_of(packed_model) | {key: 0}, separators=(",", ":")).encode()
+    text = text.replace(f'"{key}":0'.encode(), f'"{key}":'.encode() + items, 1)
+    with pytest.raises(ArtifactError, match=told):
+        read_all(with_header(packed_model, text), tmp_path)
+    with pytest.raises(ValidationError) as raised:
+        Header.model_validate_json(text)
+    assert raised.value.error_count() < 20
+
+
+def test_many_sizes_and_unknown_keys_end_at_the_first(packed_model: bytes, packed_onnx: bytes, tmp_path: Path) -> None:
+    gaps = edited(packed_onnx, lambda h: h["files"][0].update(gaps=[-1] * 20_000))
+    with pytest.raises(ArtifactError, match=r"files\.0\.gaps\.0: Input should be greater"):
+        read_all(gaps, tmp_path)
+    with pytest.raises(ValidationError) as raised:
+        Header.model_validate_json(json.dumps(header_of(gaps)))
+    assert raised.value.error_count() == 1
+    more = edited(packed_model, lambda h: h.update({f"key {index}": 0 for index in range(20_000)}))
+    with pytest.raises(ArtifactError, match="20005 keys") as refused:
+        read_all(more, tmp_path)
+    assert len(str(refused.value)) < 1000
+
+
 def test_other_files_and_formats_are_refused(packed_model: bytes, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist"):
         open_packed(tmp_path / "none.slope")
@@ -281,13 +320,17 @@ def test_other_files_and_formats_are_refused(packed_model: bytes, tmp_path: Path
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ArtifactError, match="is not a file"):
         open_packed(tmp_path / "fifo")
-    with pytest.raises(ArtifactError, match="does not begin"):
-        read_all(b"PK\3\4" + bytes(100), tmp_path)
-    with pytest.raises(ArtifactError, match="format 2, this version reads 1"):
+    for other in (b"PK\3\4" + bytes(100), b"x"):
+        with pytest.raises(ArtifactError, match=r"is no packed file: it does not begin as one does\. Name a file"):
+            read_all(other, tmp_path)
+    with pytest.raises(LaterFormatError, match=r"format 2, this version reads 1\. Update slope-compile"):
         read_all(packed_model[:8] + b"\2" + packed_model[9:], tmp_path)
     text_mode = packed_model.replace(b"\r\n", b"\n", 1)
-    with pytest.raises(ArtifactError, match="does not begin"):
-        read_all(text_mode, tmp_path)
+    for bad, told in {
+        text_mode: "it was copied as text", packed_model[:8] + b"\0" + packed_model[9:]: "format 0", b"": "cut off",
+    }.items():  # fmt: skip
+        with pytest.raises(ArtifactError, match=f"is damaged: .*{told}.* Copy the file again"):
+            read_all(bad, tmp_path)
 
 
 def test_a_bool_is_true_or_false(tmp_path: Path) -> None:
@@ -326,6 +369,14 @@ def test_no_file_is_in_another_ones_way(packed_onnx: bytes, tmp_path: Path) -> N
     (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "it.slope").write_bytes(edited(packed_onnx, more("sub/x")))
     with pytest.raises(ArtifactError, match="is a link"):
+        open_packed(tmp_path / "it.slope").restore(tmp_path / "out")
+    (tmp_path / "it.slope").write_bytes(edited(packed_onnx, more("sub/deep/x")))
+    with pytest.raises(ArtifactError, match="is a link"):
+        open_packed(tmp_path / "it.slope").restore(tmp_path / "out")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "out/sub").unlink()
+    (tmp_path / "out/sub").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="sub exists and is no folder"):
         open_packed(tmp_path / "it.slope").restore(tmp_path / "out")
     (tmp_path / "out/sub").unlink()
     (tmp_path / "out/m.onnx").symlink_to(tmp_path / "nowhere")

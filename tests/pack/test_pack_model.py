@@ -20,8 +20,9 @@ from slope_compile.codes_file import StoredCodes, save_codes
 from slope_compile.compression.api import fold
 from slope_compile.errors import ArtifactError, CheckFailedError, ModelError, StorageError
 from slope_compile.pack import write
+from slope_compile.pack.container import begins_packed
 from slope_compile.pack.kept import kept_of_checkpoint
-from slope_compile.pack.read import Packed, is_packed, open_packed
+from slope_compile.pack.read import Packed, open_packed
 from slope_compile.pack.write import pack_model, pack_run
 
 
@@ -114,7 +115,7 @@ def test_sizes_add_up_to_the_file(tmp_path: Path) -> None:
     middle = rows["3.weight"]
     assert (middle.bits, middle.pattern, middle.elements, middle.nominal) == (4, "2:4", 16 * 8 * 9, 16 * 8 * 9 // 4)
     assert rows["1.running_mean"].dtype == "F32" and rows["1.running_mean"].nominal == 32
-    assert is_packed(packed.path) and not is_packed(tmp_path) and "codes=3" in repr(packed)
+    assert begins_packed(packed.path) and not begins_packed(tmp_path) and "codes=3" in repr(packed)
 
 
 class Everything(nn.Module):
@@ -178,6 +179,33 @@ def test_a_model_that_does_not_fit_is_refused_and_left_alone(tmp_path: Path) -> 
         sc.load(path, net().half())
     with pytest.raises(ModelError, match="before it was compressed"):
         sc.load(path, compressed())
+
+
+def test_a_model_without_memory_or_with_what_is_no_tensor_is_not_loaded(tmp_path: Path) -> None:
+    class Extra(nn.Sequential):
+        extra: Any = ()
+
+        def get_extra_state(self) -> Any:
+            return self.extra and self.extra.clone()
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    path = tmp_path / "m.slope"
+    sc.pack(compressed(), path)
+    with pytest.raises(ModelError, match=r"'0\.weight' of the model's state dict is on the meta device"):
+        sc.load(path, net().to("meta"))
+    model = Extra(*net())
+    with pytest.raises(ModelError, match="'_extra_state' of the model's state dict is tuple: no plain tensor"):
+        sc.load(path, model)
+    sc.compress(model, bits=4)
+    with pytest.raises(ModelError, match="'_extra_state' of the model's state dict is tuple: no plain tensor"):
+        sc.pack(model, path)
+    model.extra = torch.ones(1)
+    sc.pack(model, path)
+    fold(model)
+    with pytest.raises(ModelError, match="'_extra_state' of the model's state dict is neither a parameter nor a"):
+        sc.load(path, model)
 
 
 def test_one_tensor_is_not_given_two_values(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,13 @@ from safetensors.numpy import save_file
 
 from slope_compile.codes_file import save_codes
 from slope_compile.compression.codes import CodedTensor
-from slope_compile.errors import ArtifactError
-from slope_compile.pack.write import pack_onnx, pack_run
+from slope_compile.errors import ArtifactError, LaterFormatError
+from slope_compile.pack.dtypes import MODEL_TYPES
+from slope_compile.pack.kept import KeptTensors, kept_of_checkpoint
+from slope_compile.pack.write import _packed_model, pack_onnx, pack_run
 from slope_compile.verify.laws.packed import check_packed, check_packed_model
+from slope_compile.verify.model import verify_model
+from slope_compile.verify.packed import verify_packed
 
 LATENTS = ("a.parametrizations.weight", "z.parametrizations.weight")
 
@@ -40,9 +45,14 @@ def others(**changed: Any) -> dict[str, np.ndarray]:
     zero = np.zeros(4, np.float32)
     half = np.array([1.5, -2.0], ml_dtypes.bfloat16)
     tensors = {"b.bias": zero, "b.step": np.ones((), np.float32), "b.half": half, "b.flags": np.array([True, False])}
-    latents = {f"{latent}.original": np.ones((6, 8), np.float32) for latent in LATENTS}
-    latents |= {f"{latent}.0.step": np.ones((), np.float32) for latent in LATENTS}
-    return {name: array for name, array in {**tensors, **latents, **changed}.items() if array is not None}
+    made = {**tensors, **latents("a.weight", "z.weight"), **changed}
+    return {name: array for name, array in made.items() if array is not None}
+
+
+def latents(*weights: str) -> dict[str, np.ndarray]:
+    layers = [f"{weight.removesuffix('.weight')}.parametrizations.weight" for weight in weights]
+    made = {f"{layer}.original": np.ones((6, 8), np.float32) for layer in layers}
+    return made | {f"{layer}.0.step": np.ones((), np.float32) for layer in layers}
 
 
 def write(train: Path, codes: dict[str, CodedTensor], tensors: dict[str, np.ndarray]) -> Path:
@@ -83,7 +93,8 @@ def test_what_was_trained_passes(packed: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_other_codes_are_named(packed: Path, tmp_path: Path, codes: dict[str, Any], words: str) -> None:
     kept = {"a.weight": coded(), "z.weight": coded(1, pattern=None, bits=8)} | codes
-    write(tmp_path / "train", {name: tensor for name, tensor in kept.items() if tensor is not None}, others())
+    trained = {name: tensor for name, tensor in kept.items() if tensor is not None}
+    write(tmp_path / "train", trained, others(**latents(*codes)))
     check = check_packed(packed, tmp_path / "train")
     assert (check.status, check.figures["failing"]) == ("fail", list(codes))
     assert words in check.detail
@@ -117,7 +128,62 @@ def test_a_layer_of_two_names_is_packed_under_one(tmp_path: Path) -> None:
     assert check_packed(packed.path, train).status == "pass"
     write(train, {"a.weight": coded()}, others(**{f"{LATENTS[1]}.original": np.zeros((6, 8), np.float32)}))
     check = check_packed(packed.path, train)
-    assert check.figures["failing"] == [f"{LATENTS[1]}.0.step", f"{LATENTS[1]}.original"]
+    assert check.figures["failing"] == ["checkpoint.safetensors"]
+    assert f"has '{LATENTS[1]}.original', and no coded tensor was made of it" in check.detail
+
+
+def test_a_checkpoint_without_what_codes_were_made_of_fails(packed: Path, tmp_path: Path) -> None:
+    codes = {"a.weight": coded(5), "z.weight": coded(1, pattern=None, bits=8)}
+    write(tmp_path / "train", codes, others(**{f"{LATENTS[1]}.0.step": None}))
+    check = check_packed(packed, tmp_path / "train")
+    assert check.figures["failing"] == ["a.weight", "checkpoint.safetensors"]
+    assert f"has no '{LATENTS[1]}.0.step'" in check.detail
+
+
+@pytest.mark.parametrize("dtype", sorted(MODEL_TYPES))
+def test_every_type_is_compared_by_its_bytes(dtype: str, tmp_path: Path) -> None:
+    plain = np.array([[0, 1], [1, 0]])
+    values = plain.astype(MODEL_TYPES[dtype])
+    train = tmp_path / "train"
+    train.mkdir()
+    save_codes(train / "codes.safetensors", {"a.weight": coded()})
+
+    def kept(array: np.ndarray, name: str = dtype) -> KeptTensors:
+        made = {"x": (name, array)} | {name: ("F32", one) for name, one in latents("a.weight").items()}
+        _save(train / "checkpoint.safetensors", made)
+        return kept_of_checkpoint(train / "checkpoint.safetensors", ["a.weight"])
+
+    packed = _packed_model({"a.weight": coded()}, kept(values), tmp_path / "m.slope").path
+    assert check_packed(packed, train).status == "pass"
+    other = values.copy()
+    other.view(np.uint8).reshape(-1)[-1] ^= 1
+    kept(other)
+    words = "x: values: 1 of 4 differ from the trained ones, the first at [1, 1]"
+    assert check_packed(packed, train).detail == words
+    as_other = "BF16" if dtype == "F32" else "F32"
+    kept(plain.astype(MODEL_TYPES[as_other]), as_other)
+    types = f"{MODEL_TYPES[dtype]} [2, 2] in the packed file, {MODEL_TYPES[as_other]} [2, 2] as trained"
+    assert check_packed(packed, train).detail == f"x: values: {types}"
+
+
+def _save(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> None:
+    """A safetensors file of types that numpy lacks too."""
+    header: dict[str, Any] = {}
+    at = 0
+    for name, (dtype, array) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (at, at + array.nbytes)}
+        at += array.nbytes
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for _, a in tensors.values()))
+
+
+def test_a_later_format_is_not_judged(packed: Path) -> None:
+    data = bytearray(packed.read_bytes())
+    data[8] = 2
+    packed.write_bytes(data)
+    with pytest.raises(LaterFormatError, match="Update slope-compile"):
+        verify_packed(packed)
+    assert not list(packed.parent.glob("*.verify*"))
 
 
 def test_one_damaged_tensor_does_not_hide_another(
@@ -148,7 +214,38 @@ def test_floats_of_a_lone_file_obey_the_laws_too(tmp_path: Path) -> None:
     assert (check.status, check.figures["failing"]) == ("fail", ["b.running_var"])
 
 
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "C64"])
+def test_nan_of_any_type_is_found(dtype: str, tmp_path: Path) -> None:
+    values = np.array([1.0, np.nan, 0.5]).astype(MODEL_TYPES[dtype])
+    state = {"x": dtype} | dict.fromkeys(latents("a.weight"), "F32")
+    kept = KeptTensors(state, {"x": values}.__getitem__, ["a.weight"], "it")
+    check = check_packed_model(_packed_model({"a.weight": coded()}, kept, tmp_path / "m.slope"))
+    assert (check.status, check.figures["failing"]) == ("fail", ["x"])
+
+
+@pytest.mark.parametrize("types", [{}, {"x": "F32"}])
+def test_a_lone_file_without_coded_tensors_proves_nothing(types: dict[str, str], tmp_path: Path) -> None:
+    kept = KeptTensors(types, {"x": np.ones(2, np.float32)}.__getitem__, [], "it")
+    check = check_packed_model(_packed_model({}, kept, tmp_path / "m.slope"))
+    assert (check.status, check.detail) == (
+        "fail",
+        "m.slope: codes: no coded tensor is in it, so there is no law to prove",
+    )
+
+
 def test_a_packed_onnx_file_is_not_what_a_run_trained(packed: Path, tmp_path: Path, net: Callable[..., Path]) -> None:
     other = pack_onnx(net(), tmp_path / "other.slope").path
     with pytest.raises(ArtifactError, match="holds an ONNX file"):
         check_packed(other, tmp_path / "train")
+
+
+def test_a_lone_packed_onnx_file_passes_only_where_the_onnx_file_does(tmp_path: Path, net: Callable[..., Path]) -> None:
+    path = net()
+    verdict = verify_packed(pack_onnx(path, tmp_path / "other.slope").path)
+    assert (verdict["packed"].status, verdict.verdict) == ("pass", verify_model(path).verdict) == ("pass", "fail")
+    saved = json.loads((tmp_path / "other.verify" / "verify.json").read_text())
+    assert saved["verdict"] == "fail"
+
+
+def test_a_lone_packed_model_passes_by_its_laws(packed: Path) -> None:
+    assert verify_packed(packed).verdict == "pass"

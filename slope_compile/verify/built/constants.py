@@ -24,10 +24,12 @@ from slope_compile.placement.rules import CODED, INT8
 from slope_compile.qdq.reader import iter_weights
 from slope_compile.qdq.tensors import element_bits
 from slope_compile.qdq.weights import CodedWeight
+from slope_compile.verify.verdict import listed
 
 TRIED = ((1, 7),)  # versions of TensorRT-RTX of which the above was seen
 NONZEROS = 16  # codes that are not 0, fewer of which may be anywhere by chance; of scales: floats
 MOST_ABSENT = 3  # after so many nothing more is looked for: it is another engine, and each costs the whole file
+MOST_PLACES = 256  # a weight, where a part of it is and all of it is compared: a hostile engine has one at each byte
 _MAGIC = b"vtrt"
 _VERSION_AT = 24  # bytes: major, minor, patch, build
 _ANCHOR = 32  # bytes that are looked for before all of a constant is compared
@@ -45,7 +47,7 @@ class Constants:
         looked_for: Weights with enough codes to be told from others.
         found: Those whose codes, and scales where they stay apart, are in the engine.
         absent: What is not, in words.
-        unseen: Why nothing was looked for; empty: it was.
+        unseen: What was not looked for, or not to the end, and why; empty: all was.
     """
 
     looked_for: int = 0
@@ -88,42 +90,68 @@ def _tried(data: mmap.mmap, version: str) -> bool:
 
 def _look(engine: _Engine, name: str, placed: Path, rows: Mapping[str, Row], result: Constants) -> None:
     untold = any(row["placement"] in CODED and row["engine"]["dtype"] is None for row in rows.values())
+    unseen: list[str] = []
     for weight in iter_weights(placed):
         row = rows.get(weight.name)
         if row is None or row["placement"] not in CODED or not row["engine"]["held"] or weight.codes is None:
             continue
         if np.count_nonzero(weight.codes) < NONZEROS or any(step.kind == "reshape" for step in weight.steps):
             continue
-        missing = []
-        if not engine.holds_codes(weight.codes, element_bits(weight.dtype), row["engine"]["bytes"]):
-            missing.append("codes")
-        if row["placement"] not in INT8 and not engine.holds_scale(weight):
-            missing.append("scales")
-        if missing and _is_shared(row["engine"], untold):
-            continue
-        result.looked_for += 1
-        result.found += not missing
+        engine.places = MOST_PLACES
+        try:
+            missing = _missing(engine, weight, weight.codes, row)
+        except _TooManyPlacesError:
+            unseen.append(f"{weight.name}: parts of it are at more than {MOST_PLACES} places of {name}")
+            missing = []
+        else:
+            if missing and _is_shared(row["engine"], untold):
+                if _has_short_rows(weight.codes, element_bits(weight.dtype)):
+                    unseen.append(f"{weight.name}: its rows in a constant with others are under {_ANCHOR} bytes")
+                continue
+            result.looked_for += 1
+            result.found += not missing
         if missing:
             result.absent.append(f"{weight.name}: its {' and '.join(missing)} are not in {name}")
         if len(result.absent) == MOST_ABSENT:
-            return
+            break
         del weight  # the next one is read into what this one had
+    if unseen:
+        result.unseen = f"the bytes of the engine's constants: {listed(unseen)}"
+
+
+def _missing(engine: _Engine, weight: CodedWeight, codes: Array, row: Row) -> list[str]:
+    """Return which of a weight's codes and scales are not in an engine."""
+    missing = []
+    if not engine.holds_codes(codes, element_bits(weight.dtype), row["engine"]["bytes"]):
+        missing.append("codes")
+    if row["placement"] not in INT8 and not engine.holds_scale(weight):
+        missing.append("scales")
+    return missing
 
 
 def _is_shared(told: Mapping[str, Any], untold: bool) -> bool:
     """Whether the constant may hold several weights: it is said so, or it is larger and others are nowhere.
 
-    Rows of such constants are found if they are whole bytes; 4-bit ones of odd lengths are not looked for.
+    Rows of such constants are found if they are whole bytes, and enough; 4-bit ones of odd lengths are not looked for.
     """
     note = told["note"] or ""
     return TOGETHER in note or (PADDED in note and untold)
 
 
+class _TooManyPlacesError(Exception):
+    """More places than are compared look like a weight."""
+
+
 class _Engine:
-    """Bytes to look in, and where the last thing was found."""
+    """Bytes to look in, and where the last thing was found.
+
+    Attributes:
+        places: How many more places are compared before it is given up.
+    """
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._last = data, 0
+        self.places = MOST_PLACES
         self._order: dict[int, int] = {}  # number of axes -> which of the layouts it was the last time
 
     def holds_codes(self, codes: Array, bits: int, size: int) -> bool:
@@ -152,7 +180,8 @@ class _Engine:
         if codes.ndim != 2:
             return False
         for layout in _layouts(codes):
-            if layout.shape[1] * bits % 8 == 0 and self._find_spread([_packed(row, bits) for row in layout]):
+            whole = layout.shape[1] * bits % 8 == 0
+            if whole and not _is_short(layout, bits) and self._find_spread([_packed(row, bits) for row in layout]):
                 return True
         return False
 
@@ -164,6 +193,7 @@ class _Engine:
         length, steps = len(rows[0]), second - first
         at = self._data.find(rows[first])
         while at >= 0:
+            self._count()
             farthest = at + steps * _FARTHEST * length + length
             other = self._data.find(rows[second], at + steps * length, farthest)
             apart, odd = divmod(other - at, steps)
@@ -193,11 +223,26 @@ class _Engine:
         anchor = raw[offset : offset + _ANCHOR]
         at = self._data.find(anchor, begin + offset, end)
         while at >= 0:
+            self._count()
             start = at - offset
             if self._data[start : start + len(raw)] == raw:
                 return start
             at = self._data.find(anchor, at + 1, end)
         return -1
+
+    def _count(self) -> None:
+        if not self.places:
+            raise _TooManyPlacesError
+        self.places -= 1
+
+
+def _is_short(matrix: Array, bits: int) -> bool:
+    """Whether rows are too short to be looked for: they may be at many places."""
+    return int(matrix.shape[1]) * bits < _ANCHOR * 8
+
+
+def _has_short_rows(codes: Array, bits: int) -> bool:
+    return codes.ndim == 2 and any(_is_short(layout, bits) for layout in _layouts(codes))
 
 
 def _anchor(raw: bytes) -> int:

@@ -1,16 +1,20 @@
-"""Why an ONNX file answers differently to the same input: its nodes that were left in training mode, or that draw."""
+"""Why an ONNX file may answer differently to the same input: nodes left in training mode, or that draw.
+
+The file tells, whatever its answers show: noise below the tolerance is noise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import NodeProto, numpy_helper
+
+from slope_compile.verify.chain.live_nodes import LiveNode, live_nodes
 
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-_FLAG_OR_AXES = 8  # elements; larger constants are neither
+_SILENT = 7  # the opset from which on Dropout and BatchNormalization are not in training mode by default
+_DROPOUT_WITH_MODE = 12  # the opset from which on Dropout has inputs `ratio` and `training_mode`
 
 
 @dataclass
@@ -28,49 +32,55 @@ class OnnxCauses:
     batch: list[str] = field(default_factory=list)
     mixes: list[str] = field(default_factory=list)
 
+    @property
+    def faults(self) -> list[str]:
+        """What no exported model may have."""
+        return [*self.draws, *self.batch]
 
-def onnx_causes(model: onnx.ModelProto) -> OnnxCauses:
-    """Look through all nodes of a file."""
+
+def onnx_causes(onnx: Path) -> OnnxCauses:
+    """Look through the nodes of a file that its outputs depend on; what is called twice is told once.
+
+    Raises:
+        ArtifactError: If it is no ONNX file, or a damaged one.
+    """
     found = OnnxCauses()
-    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
-    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer if _is_small(one)}
-    for node in _nodes(model):
-        name = f"node '{node.name or (node.output[0] if node.output else '?')}' ({node.op_type})"
-        values = {one.name: one for one in node.attribute}
-        in_training = opset < 7 and not ("is_test" in values and values["is_test"].i)  # before opset 7 by default
-        if node.op_type == "Constant" and node.output and "value" in values and _is_small(values["value"].t):
-            constants[node.output[0]] = numpy_helper.to_array(values["value"].t)
-        elif node.op_type in _RANDOM:
-            found.draws.append(f"{name} draws random numbers")
-        elif node.op_type == "Dropout":
-            asked = node.input[2] if len(node.input) > 2 else ""
-            mode = constants.get(asked)
-            if asked and mode is None:
-                found.draws.append(f"{name} may be in training mode: '{asked}' is computed")
-            elif in_training if mode is None else bool(np.any(mode)):
-                found.draws.append(f"{name} is in training mode")
-        elif node.op_type == "BatchNormalization":
-            if values["training_mode"].i if "training_mode" in values else in_training:
-                found.batch.append(f"{name} is in training mode: it takes the batch's own statistics")
-        elif node.op_type == "DynamicQuantizeLinear":
-            found.mixes.append(f"{name} takes its range from the whole batch")
-        elif node.op_type.startswith("Reduce"):
-            given = constants.get(node.input[1], ()) if len(node.input) > 1 else ()
-            if 0 in (values["axes"].ints if "axes" in values else np.ravel(given)):
-                found.mixes.append(f"{name} reduces over the batch")
-    return found
+    for live in live_nodes(onnx):
+        if live.node.domain in ("", "ai.onnx"):
+            _look(live, found)
+    return OnnxCauses(*(list(dict.fromkeys(told)) for told in (found.draws, found.batch, found.mixes)))
 
 
-def _is_small(tensor: onnx.TensorProto) -> bool:
-    return not tensor.external_data and int(np.prod(tensor.dims, dtype=np.int64)) <= _FLAG_OR_AXES
+def _look(live: LiveNode, found: OnnxCauses) -> None:
+    kind = live.node.op_type
+    if kind in _RANDOM:
+        found.draws.append(f"{live.told} draws random numbers")
+    elif kind == "Dropout":
+        found.draws += _dropout(live)
+    elif kind == "BatchNormalization":
+        if live.scope.integer(live.node, "training_mode", _by_default(live)):
+            found.batch.append(f"{live.told} is in training mode: it takes the batch's own statistics")
+    elif kind == "DynamicQuantizeLinear":
+        found.mixes.append(f"{live.told} takes its range from the whole batch")
+    elif kind.startswith("Reduce"):
+        given = live.constant(1)
+        if 0 in live.scope.integers(live.node, "axes", () if given is None else np.ravel(given).tolist()):
+            found.mixes.append(f"{live.told} reduces over the batch")
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[NodeProto]:
-    """Yield all nodes of a file, those of subgraphs and functions too; constants come before what reads them."""
-    waiting = [*reversed(model.graph.node), *(node for function in model.functions for node in function.node)]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for attribute in node.attribute:
-            inner = [*attribute.g.node, *(one for graph in attribute.graphs for one in graph.node)]
-            waiting += reversed(inner)
+def _by_default(live: LiveNode) -> int:
+    """Return whether a node without `training_mode` is in training mode."""
+    return int(0 < live.opset < _SILENT and not live.scope.integer(live.node, "is_test", 0))
+
+
+def _dropout(live: LiveNode) -> list[str]:
+    """Return what is wrong with a Dropout; one that drops nothing is none."""
+    if live.opset < _DROPOUT_WITH_MODE:
+        ratio = next((one.f for one in live.node.attribute if one.name == "ratio"), 0.5)
+        return [f"{live.told} is in training mode"] if _by_default(live) and ratio else []
+    given, mode = live.constant(1), live.constant(2)
+    if given is not None and not np.any(given):
+        return []
+    if live.asks(2) and mode is None:
+        return [f"{live.told} may be in training mode: '{live.asks(2)}' is computed"]
+    return [f"{live.told} is in training mode"] if mode is not None and np.any(mode) else []

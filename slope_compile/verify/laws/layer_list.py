@@ -2,12 +2,14 @@
 
 Names, bits and pattern are the checkpoint's; operator, shape, density and bytes are counted on the ONNX file as its
 weights go by. Container, placement and bytes may also be those that the export gives such codes: a tool that writes the
-file anew may store them in another way. Reasons are not checked: no file tells them.
+file anew may store them in another way. Where only digests of the codes are known, what the export gives them is not,
+and the three are not judged. Reasons are not checked: no file tells them.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,18 +117,19 @@ class LayerList:
         except ArtifactError as error:
             return [Finding(self._path.name, "file", error.problem)]
         rows = {row.name: row for row in listed.layers}
-        found = [] if len(rows) == len(listed.layers) else [f"{len(listed.layers) - len(rows)} layers are listed twice"]
+        times = Counter(row.name for row in listed.layers)
+        found = [(name, f"has {count} rows") for name, count in times.items() if count > 1]
         wanted = self._layers(codes, model)
-        found += [f"no row for {name}" for name in sorted(wanted - rows.keys())]
+        found += [(name, "has no row") for name in sorted(wanted - rows.keys())]
         if model is not None:
-            found += [f"a row for {name}, no layer of the trained model" for name in rows if name not in wanted]
+            found += [(name, "a row for no layer of the trained model") for name in rows if name not in wanted]
         rules = _Rules(self._onnx)
         for name, row in rows.items():
-            found += [
-                f"{name}: {told}" for told in self._row_problems(row, _trained(codes, kept or {}, name), codes, rules)
-            ]
+            known = _trained(codes, kept or {}, name)
+            judged = codes is not None or name not in (kept or {})
+            found += [(name, told) for told in self._row_problems(row, known, codes, rules, judged)]
         found += self._quantizer_problems(listed)
-        return [Finding(self._path.name, "list", told) for told in found]
+        return [Finding(name, self._path.name, told) for name, told in found]
 
     def _layers(self, codes: Mapping[str, CodedTensor] | None, model: nn.Module | None) -> set[str]:
         """Return the weights that the list must have a row for, as far as that can be known."""
@@ -139,8 +142,14 @@ class LayerList:
         return known
 
     def _row_problems(
-        self, row: LayerRow, trained: _Trained | None, codes: Mapping[str, CodedTensor] | None, rules: _Rules
+        self,
+        row: LayerRow,
+        trained: _Trained | None,
+        codes: Mapping[str, CodedTensor] | None,
+        rules: _Rules,
+        judged: bool,
     ) -> Iterator[str]:
+        """Yield what is not so; how the weight is stored is `judged` where codes or nothing at all is known of it."""
         elements, stored = math.prod(row.shape), self._counted.get(row.name)
         if row.bytes.fp32 != 4 * elements:
             yield f"bytes.fp32 is {row.bytes.fp32}; {row.shape} takes {4 * elements}"
@@ -153,31 +162,32 @@ class LayerList:
         if shapes and tuple(row.shape) not in shapes:
             yield f"shape is {row.shape}, {'stored' if shapes[1:] else 'trained'} {list(shapes[0])}"
         if stored is not None:
-            yield from self._stored_problems(row, stored, codes, rules)
+            yield from self._counted_problems(row, stored)
+            told, here = _Place(row.container, row.placement, row.bytes.file), rules.found(row.name, stored)
+            if judged and told != here and told != rules.made(row.name, codes or {}, stored.op):
+                yield f"{told}; the file holds {here}"
 
-    def _stored_problems(
-        self, row: LayerRow, stored: _Counted, codes: Mapping[str, CodedTensor] | None, rules: _Rules
-    ) -> Iterator[str]:
+    def _counted_problems(self, row: LayerRow, stored: _Counted) -> Iterator[str]:
         density = stored.nonzeros / max(math.prod(stored.shapes[0]), 1)
         if not abs(row.density - density) <= _DENSITY:
             yield f"density is {row.density}, counted {density}"
         if row.op != stored.op and not {row.op, stored.op} <= set(GEMM):  # a MatMul may become a Gemm
             yield f"op is {row.op}, the file multiplies in a {stored.op}"
-        said, here = _Place(row.container, row.placement, row.bytes.file), rules.found(row.name, stored)
-        if said != here and said != rules.made(row.name, codes or {}, stored.op):
-            yield f"{said}; the file holds {here}"
 
-    def _quantizer_problems(self, listed: ExportList) -> Iterator[str]:
+    def _quantizer_problems(self, listed: ExportList) -> Iterator[tuple[str, str]]:
+        said: dict[str, Quantizer] = {}
+        name = ""
         try:
-            said = {
-                row.name: Quantizer(hex_step(row.scale), row.bits, row.low, row.high, row.pairs)
-                for row in listed.activations
-                if row.pairs
-            }
+            for row in listed.activations:
+                name = row.name
+                if row.pairs:
+                    said[name] = Quantizer(hex_step(row.scale), row.bits, row.low, row.high, row.pairs)
         except (ValueError, OverflowError) as error:
-            yield f"activations: {error}"
+            yield name, f"activations: {error}"
             return
-        yield from (f"activations: {told}" for told in site_problems(Sites(said), self._onnx))
+        for told in site_problems(Sites(said), self._onnx):
+            name, _, problem = told.partition(": ")
+            yield name, f"activations: {problem}"
 
 
 class _Place(NamedTuple):

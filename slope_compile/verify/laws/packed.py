@@ -16,15 +16,15 @@ import numpy.typing as npt
 from slope_compile.codes_file import StoredCodes
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.errors import ArtifactError
+from slope_compile.pack.kept import kept_of_checkpoint
 from slope_compile.pack.read import Packed, open_packed
 from slope_compile.pack.sizes import CODED
 from slope_compile.qdq.checks import Finding, count_where
-from slope_compile.tensor_file import TensorFile
 from slope_compile.verify.laws.files import trained_findings
 from slope_compile.verify.verdict import Check, T, listed
 
 Codes = Mapping[str, CodedTensor]
-LATENT_AND_STEP = ("original", "0.step")  # what a coded weight is made of, as torch.nn.utils.parametrize names it
+_MAY_BE_NAN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "C64"})  # every type that can be
 
 
 def check_packed(path: Path, train: Path) -> Check:
@@ -41,21 +41,26 @@ def check_packed(path: Path, train: Path) -> Check:
     if packed.kind != "model":
         raise ArtifactError(f"{path.name} holds an ONNX file, not what the run trained.", "Pack the run again.")
     expected = StoredCodes(train / "codes.safetensors")
-    checkpoint = TensorFile(train / "checkpoint.safetensors")
+    checkpoint = train / "checkpoint.safetensors"
     findings = [*_coded_findings(packed, expected), *_other_findings(packed, checkpoint, expected)]
     detail = f"{_counted(packed)} are the checkpoint's, bit for bit; the codes obey the laws"
     return _check(packed, findings, detail)
 
 
 def check_packed_model(packed: Packed) -> Check:
-    """`packed` of a lone packed model: every byte of it is read; codes and floats obey the laws."""
+    """`packed` of a lone packed model: every byte of it is read; codes and floats obey the laws.
+
+    A file without coded tensors fails: nothing that was compressed is in it, so no law is proved by reading it.
+    """
     findings: list[Finding] = []
+    if not packed.codes:
+        findings.append(Finding(packed.path.name, "codes", "no coded tensor is in it, so there is no law to prove"))
     for name in packed.codes:
         _get(packed.codes, name, "packed", findings)
     for name in packed.tensors:
         values = _get(packed.tensors, name, "packed", findings)
-        if values is not None and (values.dtype.kind == "f" or _is_bfloat16(values)):
-            findings += trained_findings(name, values)
+        if values is not None and packed.tensors.dtype(name) in _MAY_BE_NAN:
+            findings += trained_findings(name, values.view(np.float32) if values.dtype.kind == "c" else values)
     detail = f"{_counted(packed)} have the sha256 of the header and obey the laws"
     return _check(packed, findings, detail)
 
@@ -118,14 +123,19 @@ def _coded_findings(packed: Packed, expected: Codes) -> list[Finding]:
     return findings
 
 
-def _other_findings(packed: Packed, checkpoint: TensorFile, expected: Codes) -> list[Finding]:
-    """Return where tensors without codes differ; latents and their steps, which the codes come from, are not packed."""
-    kept, found_names = checkpoint.entries.keys() - _not_packed(checkpoint, expected), set(packed.tensors)
-    findings = _absent("in", found_names, kept)
-    for name in sorted(found_names & kept):
+def _other_findings(packed: Packed, checkpoint: Path, expected: Codes) -> list[Finding]:
+    """Return where tensors without codes differ; what of a checkpoint is packed is for `pack` to say."""
+    try:
+        kept = kept_of_checkpoint(checkpoint, expected)
+    except ArtifactError as error:  # nothing could be packed of it
+        return [Finding(checkpoint.name, "checkpoint", error.problem)]
+    ours, theirs = set(packed.tensors), set(kept)
+    findings = _absent("in", ours, theirs)
+    for name in sorted(ours & theirs):
         found = _get(packed.tensors, name, "packed", findings)
-        if found is not None:
-            findings += _array_findings(name, "values", found, checkpoint.read(name))
+        trained = _get(kept, name, "checkpoint", findings)
+        if found is not None and trained is not None:
+            findings += _array_findings(name, "values", found, trained)
     return findings
 
 
@@ -138,36 +148,9 @@ def _absent(where: str, found: AbstractSet[str], expected: AbstractSet[str]) -> 
     ]
 
 
-def _made_into(weight: str) -> list[str]:
-    """Return the latent and the step that a coded weight was made of."""
-    module, _, parameter = weight.rpartition(".")
-    return [".".join(filter(None, (module, "parametrizations", parameter, part))) for part in LATENT_AND_STEP]
-
-
-def _not_packed(checkpoint: TensorFile, expected: Codes) -> set[str]:
-    """Return the latents and steps that codes were made of, those too of a layer that has a second name."""
-    made = [_made_into(name) for name in expected]
-    found = {part for pair in made for part in pair}
-    latent, step = LATENT_AND_STEP
-    for name in checkpoint.entries.keys() - found:
-        pair = [name, f"{name.removesuffix(latent)}{step}"]
-        if name.endswith(f".{latent}") and pair[1] in checkpoint.entries:
-            tied = any(all(_same(checkpoint, *both) for both in zip(pair, coded, strict=True)) for coded in made)
-            found |= set(pair) if tied else set()
-    return found
-
-
-def _same(checkpoint: TensorFile, first: str, second: str) -> bool:
-    one, two = checkpoint.entries[first], checkpoint.entries.get(second)
-    if two is None or (one.dtype, one.shape) != (two.dtype, two.shape):
-        return False
-    return not _array_findings(first, "", checkpoint.read(first), checkpoint.read(second))
-
-
 def _array_findings(name: str, what: str, found: npt.NDArray[Any], trained: npt.NDArray[Any]) -> list[Finding]:
     """Return where two arrays differ in type, shape or any bit: NaN equals itself, and 0 is not -0."""
-    kinds = ["float32" if _is_bfloat16(array) else array.dtype.name for array in (found, trained)]
-    if kinds[0] != kinds[1] or found.shape != trained.shape:
+    if found.dtype != trained.dtype or found.shape != trained.shape:
         ours, theirs = (f"{array.dtype} {list(array.shape)}" for array in (found, trained))
         return [Finding(name, what, f"{ours} in the packed file, {theirs} as trained")]
     count, first = count_where(np.not_equal, _bits(found), _bits(trained))
@@ -176,12 +159,6 @@ def _array_findings(name: str, what: str, found: npt.NDArray[Any], trained: npt.
     return [Finding(name, what, f"{count} of {found.size} differ from the trained ones, the first at {first}")]
 
 
-def _is_bfloat16(array: npt.NDArray[Any]) -> bool:
-    return str(array.dtype) == "bfloat16"
-
-
 def _bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array's bits as integers of its width; BF16 as float32, which is how a checkpoint's is read."""
-    if _is_bfloat16(array):
-        return array.view(np.uint16).astype(np.uint32) << 16
+    """Return an array's bits as integers of its width."""
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").reshape(array.shape)

@@ -298,8 +298,8 @@ def _known(
     """Return whose answers to single items are known, and why others' are not.
 
     Raises:
-        ArtifactError: If a figure is not what the recorded answers give, or they are of another kind of task.
-        NotCheckedError: If the items are not those that training measured the models on.
+        ArtifactError: If a figure is not what the recorded answers give, or they are of other items or of another kind
+            of task.
     """
     found = {} if trained is None else {TRAINED: trained.answers}
     if isinstance(task.record, str):
@@ -320,7 +320,10 @@ def _known(
                     RECORD_REMEDY,
                 )
         if other := _other_items(answers, onnx.answers):
-            raise NotCheckedError(f"the validation split is not the one that training measured: {other}")
+            raise ArtifactError(  # the sources are those of training: one of the two was edited since
+                f"The recorded answers contradict the validation split, which has not changed since training: {other}.",
+                RECORD_REMEDY,
+            )
         found.setdefault(whose, answers)
     return found, ""
 

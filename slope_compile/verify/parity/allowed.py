@@ -14,8 +14,10 @@ from slope_compile.qdq.reader import iter_weights
 from slope_compile.qdq.tensors import load_graph
 from slope_compile.qdq.weights import CodedWeight
 from slope_compile.verify.chain.runners import Arrays, optimized_graph
+from slope_compile.verify.parity.operators import products_in_bits, unknown_operators
 from slope_compile.verify.parity.segments import moved_by_jitter
 from slope_compile.verify.parity.tolerance import Tolerance, in_eight_bits, in_half, tolerance_of, widened
+from slope_compile.verify.verdict import listed
 
 _HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
@@ -84,6 +86,15 @@ def of_engine(
     return of_outputs(floats, onnx, weights, quantizers, feeds)
 
 
+def of_file(onnx: Path) -> Tolerance:
+    """Return what float32 allows of a file: that of its weights, and of the products inside MatMulNBits.
+
+    Args:
+        onnx: The file.
+    """
+    return tolerance_of(live_weights(onnx), products=products_in_bits(onnx))
+
+
 def of_default(floats: Tolerance, onnx: Path, quantizers: Sequence[StoredQuantizer]) -> Tolerance:
     """Return the tolerance of ONNX Runtime's default optimizations, which may replace products by MatMulNBits.
 
@@ -91,13 +102,15 @@ def of_default(floats: Tolerance, onnx: Path, quantizers: Sequence[StoredQuantiz
         floats: That of the file's outputs.
         onnx: The file. Where it has coded products, ONNX Runtime is asked what it makes of them.
         quantizers: Its quantizers of activations. Where there are any, ONNX Runtime computes in integers and rounds by
-            rules of its own, which nothing bounds.
+            rules of its own, which nothing bounds; so it may in operators that are not known here.
 
     Raises:
         NotCheckedError: If it must be asked, and is not installed.
     """
     if quantizers:
         return Tolerance(math.inf, "ONNX Runtime's integer operators round by rules of their own")
+    if unknown := unknown_operators(onnx):
+        return Tolerance(math.inf, f"how {listed(unknown, 3)} sum up and round is not known here")
     if not any(one.op in ("MatMul", "Gemm") and one.codes is not None for one in live_weights(onnx)):
         return floats
     replaced = [

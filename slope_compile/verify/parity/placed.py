@@ -20,6 +20,7 @@ from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
 from slope_compile.qdq.reader import coded_weights
 from slope_compile.qdq.tensors import load_graph, load_model
 from slope_compile.qdq.weights import CodedWeight
+from slope_compile.verify.chain.onnx_causes import onnx_causes
 from slope_compile.verify.chain.places import ONNX, PLACED, Chain
 from slope_compile.verify.chain.runners import (
     Arrays,
@@ -66,6 +67,8 @@ def check_placed(
     figures: dict[str, Any] = {"weights": len(weights()), "quantizers": len(quantizers())}
     problems = noted(_weight_problems(weights(), coded_weights(placed)), figures)
     problems += _quantizer_problems(quantizers(), stored_quantizers(placed))
+    exported = onnx_causes(chain.onnx).faults
+    problems += [f"{placed.name}: {fault}" for fault in onnx_causes(placed).faults if fault not in exported]
     taken = [interface(load_model(path).graph)[0] for path in (chain.onnx, placed)]
     if taken[0] != taken[1]:  # Polygraphy would feed them by their order
         problems.append(f"{placed.name} takes {', '.join(taken[1])}, the exported file {', '.join(taken[0])}")

@@ -34,14 +34,15 @@ class Tolerance:
     derivation: str
 
 
-def tolerance_of(weights: Iterable[CodedWeight], ten_bits: bool = False) -> Tolerance:
+def tolerance_of(weights: Iterable[CodedWeight], ten_bits: bool = False, products: Sequence[int] = ()) -> Tolerance:
     """Derive the tolerance of a network, or of its segments, from the weights that its file holds.
 
     Args:
         weights: What the reader found.
         ten_bits: Whether one of the two implementations may multiply in TF32.
+        products: K of further layers, whose weights the reader does not read.
     """
-    layers, root_sum, rounded = 0, 0.0, 0
+    layers, root_sum, rounded = len(products), sum(math.sqrt(max(k, 0)) for k in products), 0
     for weight in weights:
         layers, root_sum = layers + 1, root_sum + math.sqrt(reduction_length(weight))
         rounded += ten_bits or weight.value_dtype == "FLOAT16"

@@ -17,8 +17,9 @@ from slope_compile.build import process
 from slope_compile.build.engine import build_engine
 from slope_compile.events import Events
 from slope_compile.recipe import BuildSection
+from slope_compile.verify.built import constants
 from slope_compile.verify.built.check import check_engine_layers
-from slope_compile.verify.built.constants import MOST_ABSENT, Constants, find_constants
+from slope_compile.verify.built.constants import MOST_ABSENT, MOST_PLACES, Constants, find_constants
 from slope_compile.verify.parity.engine import EngineUnderTest
 
 RTX = {"backend": "tensorrt-rtx", "version": "1.7.1.116"}
@@ -119,7 +120,6 @@ SHARED = "one constant together with g.weight.codes"
         (lambda codes: codes.T, 240, None),
         (lambda codes: np.pad(codes, ((0, 0), (0, 4))), 320, "padded from 240 elements to 320"),
         (lambda codes: np.pad(codes.T, ((0, 4), (0, 12))), 512, "padded from 240 elements to 512"),
-        (lambda codes: np.hstack([codes[::-1], codes, codes[::-1]]), 240, SHARED),
     ],
 )
 def test_layouts(tmp_path: Path, layout: Callable[[Any], Any], size: int, note: str | None) -> None:
@@ -130,16 +130,47 @@ def test_layouts(tmp_path: Path, layout: Callable[[Any], Any], size: int, note: 
     changed = CODES.copy()
     changed[10, 5] ^= 1
     absent = look(tmp_path, changed, made, rows)
-    if note == SHARED:  # 4-bit rows of odd lengths are not looked for: such a constant is never held against an engine
-        assert absent == Constants()
-    else:
-        assert absent.absent == ["f.weight: its codes are not in model.engine"]
+    assert absent.absent == ["f.weight: its codes are not in model.engine"]
+
+
+def test_rows_of_one_constant_that_several_weights_share(tmp_path: Path) -> None:
+    codes = np.random.default_rng(5).integers(-7, 8, (40, 36)).astype(np.int8)
+    made = bytes(99) + np.hstack([codes[::-1], codes, codes[::-1]]).tobytes() + bytes(99)
+    rows = {"f.weight": row("int8", codes.size, SHARED)}
+    assert look(tmp_path, codes, made, rows) == Constants(1, 1)
+    codes[10, 5] ^= 1  # 4-bit rows of odd lengths are not looked for: it is never held against an engine
+    assert look(tmp_path, codes, made, rows) == Constants()
+    found = look(tmp_path, CODES, np.hstack([CODES, CODES]).tobytes(), {"f.weight": row("int8", 240, SHARED)})
+    assert (found.looked_for, found.absent) == (0, [])
+    assert found.unseen.endswith("f.weight: its rows in a constant with others are under 32 bytes")
+
+
+@pytest.mark.parametrize("tail", [b"", b"\x03"], ids=["near-copies alone", "the weight behind them"])
+def test_an_engine_of_near_copies_costs_a_bounded_number_of_comparisons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: bytes
+) -> None:
+    """All of a weight is compared at each byte of a run that is the weight up to its last code."""
+    codes = np.ones((40, 36), np.int8)
+    codes[-1, -1] = 3
+    compared = []
+    counted = constants._Engine._count
+
+    def count(engine: Any) -> None:
+        counted(engine)
+        compared.append(1)
+
+    monkeypatch.setattr(constants._Engine, "_count", count)
+    found = look(tmp_path, codes, bytes([1]) * 20_000 + tail)
+    assert len(compared) == MOST_PLACES
+    assert (found.looked_for, found.found, found.absent) == (0, 0, [])
+    assert found.unseen.endswith(f"f.weight: parts of it are at more than {MOST_PLACES} places of model.engine")
 
 
 def test_a_larger_constant_may_be_several_weights(tmp_path: Path) -> None:
     """Seen: three matrices, each axis padded, of which the layer list names the first alone."""
     rows = {"f.weight": row("int8", 24 * 36, "padded from 240 elements to 864"), "g": row("int8", 0, None, None)}
-    assert look(tmp_path, CODES, bytes(1000), rows) == Constants()
+    found = look(tmp_path, CODES, bytes(1000), rows)
+    assert (found.looked_for, found.absent) == (0, []) and "f.weight: its rows" in found.unseen
     told = look(tmp_path, CODES, bytes(1000), {"f.weight": rows["f.weight"]})
     assert told.absent
 

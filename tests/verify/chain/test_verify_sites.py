@@ -167,18 +167,58 @@ def twice_dequantized(model: onnx.ModelProto) -> None:
     reader.input[0] = "again"
 
 
+def quantized_again(*between: tuple[str, dict[str, Any]]) -> Edit:
+    """Operators and the same pair once more behind a quantizer, as ONNX Runtime leaves two around a MaxPool."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        pair = [node(model, f"left.input.{kind}") for kind in ("q", "dq")]
+        value, place = pair[1].output[0], list(model.graph.node).index(pair[1]) + 1
+        pair[1].output[0] = "once"
+        made = [helper.make_node(op, [f"v{i}"], [f"v{i + 1}"], **more) for i, (op, more) in enumerate(between)]
+        made += [helper.make_node(one.op_type, [f"v{len(between) + i}", *one.input[1:]], [f"v{len(between) + i + 1}"])
+                 for i, one in enumerate(pair)]  # fmt: skip
+        made[0].input[0], made[-1].output[0] = "once", value
+        for one in reversed(made):
+            model.graph.node.insert(place, one)
+
+    return edit
+
+
+POOL = ("MaxPool", {"kernel_shape": [1, 1]})
+TURN = ("Transpose", {"perm": [0, 2, 3, 1]}), ("Transpose", {"perm": [0, 3, 1, 2]})
+
+
 def in_reverse(model: onnx.ModelProto) -> None:
     nodes = list(model.graph.node)[::-1]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
 
-@pytest.mark.parametrize("edit", [as_it_is, identity_behind, twice_dequantized])
+@pytest.mark.parametrize("edit", [as_it_is, identity_behind, twice_dequantized, quantized_again(POOL, *TURN)])
 def test_the_same_quantizers_written_otherwise_pass(
     quantized: tuple[nn.Module, Path], tmp_path: Path, edit: Edit
 ) -> None:
     found = parity(edited(quantized[1], tmp_path, edit))
     assert found.status == "pass" and "golden_not_told" not in found.figures, found.detail
+
+
+@pytest.mark.parametrize(
+    "between", [("AveragePool", {"kernel_shape": [1, 1]}), ("Neg", {})], ids=["AveragePool", "Neg"]
+)
+def test_a_pair_behind_what_makes_other_values_counts(
+    quantized: tuple[nn.Module, Path], tmp_path: Path, between: tuple[str, dict[str, Any]]
+) -> None:
+    found = parity(edited(quantized[1], tmp_path, quantized_again(between)))
+    assert found.status == "fail"
+    assert "left.input: quantizes 2 tensors, 1 when it was exported" in found.detail
+
+
+def test_a_pair_that_changes_no_number_is_held_against_the_model_too(
+    quantized: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    model, path = quantized
+    found = parity(edited(path, tmp_path, quantized_again(POOL, *TURN)), model)
+    assert found.status == "pass", found.detail
 
 
 def test_what_is_read_does_not_depend_on_the_order_of_the_nodes(quantized: tuple[nn.Module, Path]) -> None:

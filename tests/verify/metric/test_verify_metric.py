@@ -128,13 +128,13 @@ def test_a_record_that_contradicts_the_metrics_fails(session: Once[Any]) -> None
         ),
     ],
 )
-def test_other_items_than_training_measured_are_not_checked(
+def test_a_record_that_contradicts_the_data_set_fails(
     session: Once[Any], record: dict[str, Classified], reason: str
 ) -> None:
     figures = {model: float(found.right.mean()) for model, found in record.items()}
     check = judge(session, task(wrong=5, record=record, **figures))
-    assert check.status == "not checked"
-    assert check.detail == f"the validation split is not the one that training measured: {reason}"
+    assert check.status == "fail"
+    assert check.detail.endswith(f"contradict the validation split, which has not changed since training: {reason}.")
 
 
 def test_without_a_figure_of_fp32_it_is_said_that_half_of_the_check_was_made(session: Once[Any]) -> None:

@@ -116,15 +116,15 @@ def test_an_edited_record_fails(run: RunFolder, judge: Callable[[], Verdict]) ->
     assert check.status == "fail" and "by its recorded answers" in check.detail
 
 
-def test_a_record_of_other_labels_leaves_the_metric_unchecked(run: RunFolder, judge: Callable[[], Verdict]) -> None:
-    """The same accuracies on other labels: as where the data changed and nobody noticed."""
+def test_a_record_of_other_labels_fails(run: RunFolder, judge: Callable[[], Verdict]) -> None:
+    """The same accuracies on other labels, and the data that was trained on: one of the two was edited."""
     path = run.stage_path("train") / FILE
     tensors = load_file(path)
     for name in ("truth.labels", "fp32.predictions", "compressed.predictions"):
         tensors[name] = np.roll(tensors[name], 1)
     save_file(tensors, path, metadata=HEADER)
     check = metric(judge())
-    assert check.status == "not checked" and "the validation split is not the one" in check.detail
+    assert check.status == "fail" and "contradict the validation split" in check.detail
     assert "labels of" in check.detail
 
 
