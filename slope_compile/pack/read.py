@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy.typing as npt
 
 from slope_compile.compression.codes import CodedTensor
 from slope_compile.pack.container import Container
 from slope_compile.pack.entries import read_coded, read_tensor
-from slope_compile.pack.header import elements_of
+from slope_compile.pack.header import CodedEntry, TensorEntry, elements_of
 from slope_compile.pack.restore import prove_files, restore_files, restore_model
 from slope_compile.pack.sizes import Sizes, sizes_of
 from slope_compile.recipe import parse_pattern
 
+E = TypeVar("E", bound=CodedEntry | TensorEntry)
+V = TypeVar("V")
 
-class PackedCodes(Mapping[str, CodedTensor]):
+
+class _Named(Mapping[str, V], Generic[E, V]):
+    """Tensors by name, ascending; that one is there is told without reading it."""
+
+    def __init__(self, container: Container, entries: Iterable[E]) -> None:
+        self._container = container
+        self._entries: dict[str, E] = {entry.name: entry for entry in entries}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape; nothing else is read."""
+        return self._entries[name].shape
+
+
+class PackedCodes(_Named[CodedEntry, CodedTensor]):
     """Coded tensors of a packed file, each read, and checked against the laws, when it is asked for."""
 
     def __init__(self, container: Container) -> None:
-        self._container = container
-        self._entries = {entry.name: entry for entry in container.header.coded}
+        super().__init__(container, container.header.coded)
 
     def __getitem__(self, name: str) -> CodedTensor:
         """Return a tensor as numpy arrays.
@@ -32,18 +55,6 @@ class PackedCodes(Mapping[str, CodedTensor]):
             ArtifactError: If the file is damaged, or the tensor breaks a law.
         """
         return read_coded(self._container, self._entries[name])
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of that name; it is not read."""
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the names, ascending."""
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._entries)
 
     def bits(self, name: str) -> int:
         """Return the bits that the file declares; nothing else is read."""
@@ -54,22 +65,16 @@ class PackedCodes(Mapping[str, CodedTensor]):
         pattern = self._entries[name].pattern
         return None if pattern is None else parse_pattern(pattern)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape; nothing else is read."""
-        return self._entries[name].shape
-
     def size(self, name: str) -> int:
         """Return how many codes a tensor has; nothing else is read."""
         return elements_of(self._entries[name].shape)
 
 
-class PackedTensors(Mapping[str, npt.NDArray[Any]]):
+class PackedTensors(_Named[TensorEntry, npt.NDArray[Any]]):
     """The other tensors of a packed model, each read when it is asked for."""
 
     def __init__(self, container: Container) -> None:
-        self._container = container
-        of_model = container.header.content == "model"
-        self._entries = {entry.name: entry for entry in container.header.tensors} if of_model else {}
+        super().__init__(container, container.header.tensors if container.header.content == "model" else ())
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Return a tensor.
@@ -79,25 +84,9 @@ class PackedTensors(Mapping[str, npt.NDArray[Any]]):
         """
         return read_tensor(self._container, self._entries[name])
 
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of that name; it is not read."""
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the names, ascending."""
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._entries)
-
     def dtype(self, name: str) -> str:
         """Return safetensors' name of a tensor's element type; nothing else is read."""
         return self._entries[name].dtype
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape; nothing else is read."""
-        return self._entries[name].shape
 
 
 class Packed:

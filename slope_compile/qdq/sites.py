@@ -34,12 +34,8 @@ INT8_MAX = 127
 Reads = Mapping[str, tuple[str, ...]]  # layer or quantizer -> the layers and quantizers right before it
 
 
-class Trained(Protocol):
-    """A trained quantizer."""
-
-    @property
-    def bits(self) -> int:
-        """2 to 8."""
+class Levels(Protocol):
+    """A quantizer, trained or stored."""
 
     @property
     def scale(self) -> float:
@@ -52,6 +48,14 @@ class Trained(Protocol):
     @property
     def high(self) -> int:
         """The highest."""
+
+
+class Trained(Levels, Protocol):
+    """A trained quantizer."""
+
+    @property
+    def bits(self) -> int:
+        """2 to 8."""
 
 
 @dataclass(frozen=True)

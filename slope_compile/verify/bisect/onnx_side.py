@@ -12,11 +12,11 @@ import onnx
 from onnx import TensorProto, ValueInfoProto
 
 from slope_compile.qdq.reader import iter_weights
+from slope_compile.qdq.sites import Levels
 from slope_compile.verify.bisect.graph import OnnxGraph, made
 from slope_compile.verify.bisect.points import Key
 from slope_compile.verify.chain.runners import Array, Arrays, load_session, output_names
 from slope_compile.verify.parity.allowed import half_tensors
-from slope_compile.verify.parity.steps import Levels
 from slope_compile.verify.parity.tolerance import reduction_length
 
 _CAST: dict[int, Any] = {

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from slope_compile.qdq.sites import Levels
 from slope_compile.verify.chain.runners import Array, Arrays
-from slope_compile.verify.parity.steps import Levels
 
 Role = Literal["input", "output", "product", "quantizer", "read", "value", "result"]
 _CALLED: tuple[Role, ...] = ("input", "output", "product", "quantizer")  # roles of which each call has its own

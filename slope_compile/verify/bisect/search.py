@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
+from slope_compile.qdq.sites import Levels
 from slope_compile.verify.bisect.distance import relative_error, share_beyond
 from slope_compile.verify.bisect.onnx_side import OnnxSide
 from slope_compile.verify.bisect.points import Key, Side, best_named, groups, matched
@@ -25,7 +26,7 @@ from slope_compile.verify.chain.runners import Array, Arrays
 from slope_compile.verify.parity.allowed import half_tensors
 from slope_compile.verify.parity.detections import FLOAT_SHARE
 from slope_compile.verify.parity.segments import DECIDES
-from slope_compile.verify.parity.steps import Levels, Quantized, StepDifference
+from slope_compile.verify.parity.steps import Quantized, StepDifference
 from slope_compile.verify.parity.tolerance import EPS32, Tolerance, in_half
 from slope_compile.verify.verdict import reason
 

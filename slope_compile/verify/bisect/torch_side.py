@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slope_compile.qdq.sites import Levels
 from slope_compile.verify.bisect.points import Key
 from slope_compile.verify.chain.runners import Array, Arrays, evaluated, tensors_of
-from slope_compile.verify.parity.steps import Levels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -30,12 +30,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from slope_compile.qdq.activations import StoredQuantizer, stored_quantizers
 from slope_compile.qdq.checks import Finding
+from slope_compile.qdq.sites import Levels
 from slope_compile.qdq.tensors import load_graph
 from slope_compile.verify.chain.runners import Array, Arrays, TorchRunner, infer
 from slope_compile.verify.parity.detections import FLOAT_SHARE
@@ -52,22 +53,6 @@ if TYPE_CHECKING:
 
 CHUNK = 4  # samples at a time: what all quantizers read and make is held at once
 Calls = Mapping[str, Sequence["Quantized"]]  # quantizer -> its calls
-
-
-class Levels(Protocol):
-    """A quantizer, trained or stored."""
-
-    @property
-    def scale(self) -> float:
-        """The step."""
-
-    @property
-    def low(self) -> int:
-        """The lowest level."""
-
-    @property
-    def high(self) -> int:
-        """The highest."""
 
 
 @dataclass(frozen=True)
