@@ -75,7 +75,7 @@ def write_report(folder: RunFolder) -> Path:
             builds=_builds(folder),
             verdicts=_verified(folder, "verify.json"),
             layer_errors=_verified(folder, "layers.json"),
-            packed={row.name: row.packed for row in packed.tensors} if (packed := _packed(folder)) else {},
+            packed={f"{row['name']}.weight": row["packed"] for row in summary["layers"] if row["packed"] is not None},
             sizes=[SizeRow(*row) for row in _size_rows(folder, summary["sizes"])],
             metric=summary["metric"],
             accuracies=summary["accuracies"],

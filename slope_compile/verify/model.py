@@ -12,7 +12,6 @@ from slope_compile.compression.codes import CodedTensor
 from slope_compile.events import Events
 from slope_compile.qdq.activations import stored_quantizers
 from slope_compile.qdq.reader import coded_weights, iter_weights
-from slope_compile.verify.chain.golden import read_golden
 from slope_compile.verify.chain.places import ENGINE, ONNX, Chain
 from slope_compile.verify.chain.repeatable import check_repeatable
 from slope_compile.verify.chain.runners import Arrays
@@ -100,7 +99,6 @@ def verify_model(
         else _once(codes, cast(Any, lambda: StoredCodes(cast(Path, codes))), isinstance(codes, Path))
     )
     files = Artifacts.of(onnx, placed, codes)
-    kept = None if golden is None else Once(lambda: read_golden(golden))
     layer_list = None if layers is None else LayerList(layers, onnx)
     task = None if metric is None else _once(metric, cast(Any, metric), not isinstance(metric, MetricTask))
 
@@ -122,7 +120,7 @@ def verify_model(
         "pattern": lambda: check_pattern(
             lambda: iter_weights(onnx), expected, None if declared is None else Once(declared), files
         ),
-        "codes": lambda: check_codes(lambda: iter_weights(onnx), expected, trained, quantizers, layer_list, kept),
+        "codes": lambda: check_codes(lambda: iter_weights(onnx), expected, trained, quantizers, layer_list, chain.kept),
         "packed": packed or _nothing_packed,
         "repeatable": lambda: check_repeatable(chain, tolerance, floats, lambda: unknown_operators(onnx)),
         "parity.folded": lambda: check_folded(chain, tolerance),

@@ -49,6 +49,7 @@ class Chain:
         samples: Further inputs, one mapping a feed. None: random ones where there are no golden ones.
 
     Attributes:
+        kept: The golden file as it is read.
         session: The file in ONNX Runtime, optimizations disabled.
         feeds: All inputs: the golden ones first.
         folded_model: A copy of the trained model whose weights are its codes times its scales.
@@ -65,7 +66,8 @@ class Chain:
     ) -> None:
         self.onnx = onnx
         self.model = model
-        self.golden = None if golden is None else Once(lambda: named(read_golden(golden), onnx))
+        self.kept = kept = None if golden is None else Once(lambda: read_golden(golden))
+        self.golden = None if kept is None else Once(lambda: named(kept(), onnx))
         self.session = Once(lambda: reference_session(onnx))
         self.feeds: Once[list[Arrays]] = Once(self._feeds)
         self.folded_model: Once[nn.Module] = Once(self._fold)
